@@ -1,0 +1,1 @@
+//! The command line: raw flags → what to do; the admin API's client.

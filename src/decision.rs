@@ -1,0 +1,16 @@
+//! VERDICT: which replica takes the traffic, decided by a pure state machine.
+//!
+//! Owns the health and fitness of every replica, the link matrix, dwell, tilt, failback, pins and planned moves. Never
+//! opens a socket, reads a clock, draws a random number or logs: `now` comes in with every call, decisions go out
+//! as [`Output`]s, each with its reason and the evidence behind it.
+//!
+//! The shell in `control` feeds [`Input`]s, calls `on_timer` when `next_timer` is due (a spurious call is a no-op) and
+//! drains `poll`.
+
+mod event;
+mod policy;
+mod snapshot;
+
+pub use event::*;
+pub use policy::*;
+pub use snapshot::*;

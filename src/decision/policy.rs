@@ -1,0 +1,70 @@
+//! The engine's numbers, validated by `config`.
+
+use std::time::Duration;
+
+/// All that governs the engine. Times are wall durations on the caller's monotonic clock.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Policy {
+    /// `detection.heartbeat_interval`: how often the monitor publishes on each replica.
+    pub heartbeat_interval: Duration,
+    /// `detection.heartbeat_timeout`: a replica or link without a fresh heartbeat for this long is past its window.
+    pub heartbeat_timeout: Duration,
+    /// `detection.probe_interval`: how often each probe is tried.
+    pub probe_interval: Duration,
+    /// `detection.connect_failures`: refused connects in a row, without any success between, that make a replica down at once.
+    pub connect_failures: u32,
+    /// `failover.dwell`: least time between automatic switches (never applied to the last survivor).
+    pub dwell: Duration,
+    /// `failover.fence`: longest wait for the drain and then for the fence in a planned move; zero: no fence.
+    pub fence: Duration,
+    /// `failover.on_fence_timeout`.
+    pub on_fence_timeout: OnFenceTimeout,
+    /// `failover.on_isolated`.
+    pub on_isolated: OnIsolated,
+    /// `failback.mode`.
+    pub failback: FailbackMode,
+    /// `failback.grace`: how long the preferred replica must be proved without a break.
+    pub grace: Duration,
+    /// `failback.lag_tolerance`: replication lag beyond which a replica is not in sync.
+    pub lag_tolerance: Duration,
+    /// Longest gap between two calls into the engine that is not taken as a stall of the sidecar itself.
+    pub tilt_after: Duration,
+}
+
+/// What to do when the fence is not heard in time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnFenceTimeout {
+    /// Call the move off.
+    Abort,
+    /// Go on without it.
+    Proceed,
+}
+
+/// What to do when the active replica can replicate with no one while others can.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnIsolated {
+    /// Report only.
+    Stay,
+    /// Switch to the best fit replica.
+    Leave,
+}
+
+/// How traffic returns to the preferred replica. A staged return of reads has its place here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FailbackMode {
+    /// Reads and writes together, by one fenced move, after the grace.
+    Immediate,
+    /// Only when an operator says so.
+    Manual,
+}
+
+/// `detection.profile`: how soon a silent replica is called down.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Profile {
+    /// About one second.
+    Fast,
+    /// About three seconds.
+    Balanced,
+    /// About fifteen seconds.
+    Patient,
+}

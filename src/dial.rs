@@ -1,0 +1,1 @@
+//! One way to open a connection to an endpoint: resolve, connect, TLS.

@@ -1,0 +1,3 @@
+//! The `pulsegate` program.
+
+fn main() {}

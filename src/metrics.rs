@@ -1,0 +1,1 @@
+//! One registry, one struct per component, enum labels.

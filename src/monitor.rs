@@ -1,0 +1,1 @@
+//! EVIDENCE: heartbeats and probes.

@@ -1,0 +1,1 @@
+//! DATA PLANE: listener, worker, session, pipeline, link, replay, hold.

@@ -1,0 +1,1 @@
+//! The Redis protocol on the wire: frame boundaries, commands, replies, keys.

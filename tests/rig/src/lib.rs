@@ -1,0 +1,1 @@
+//! The Active-Active stand-in.
