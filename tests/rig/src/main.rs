@@ -1,1 +1,3 @@
+//! The Active-Active stand-in, as a program.
+
 fn main() {}

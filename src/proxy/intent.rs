@@ -1,0 +1,269 @@
+//! What a session wants of its connection, remembered so that it can be said again on another replica.
+//!
+//! Every change waits for the replica's own yes: a [`Change`] travels with its command and is applied when the reply
+//! comes, so what is replayed later is what was accepted before. Pure.
+
+use std::collections::BTreeSet;
+
+use bytes::{Bytes, BytesMut};
+
+use super::recover::TxState;
+use crate::replica::Secret;
+use crate::resp;
+
+/// The remembered wishes of one session.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Intent {
+    /// RESP3 (after HELLO 3).
+    pub resp3: bool,
+    /// The application's own identity, when it authenticated.
+    pub login: Option<Login>,
+    /// SELECTed database.
+    pub db: u32,
+    /// What most sessions never need.
+    rare: Option<Box<Rare>>,
+}
+
+/// Identity given by AUTH or HELLO.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Login {
+    /// ACL user; `None` after the one-argument AUTH.
+    pub user: Option<Bytes>,
+    /// Password.
+    pub password: Password,
+}
+
+/// A password as the application sent it; never shown.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Password(pub Bytes);
+
+impl std::fmt::Debug for Password {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Rare {
+    name: Option<Bytes>,
+    /// CLIENT SETINFO attributes and values, newest of each.
+    info: Vec<(Bytes, Bytes)>,
+    /// The whole CLIENT TRACKING ON command.
+    tracking: Option<Bytes>,
+    /// Whole commands that switch a mode of the connection on (READONLY, CLIENT NO-EVICT ON, …), by name.
+    modes: Vec<(&'static str, Bytes)>,
+    monitor: bool,
+    reply_off: bool,
+    subscriptions: [BTreeSet<Bytes>; 3],
+}
+
+/// The three kinds of subscription.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Subscription {
+    /// SUBSCRIBE
+    Channel = 0,
+    /// PSUBSCRIBE
+    Pattern = 1,
+    /// SSUBSCRIBE
+    Shard = 2,
+}
+
+/// What a command changes once the replica has said yes.
+#[derive(Clone, Debug)]
+pub(crate) enum Change {
+    /// HELLO
+    Hello {
+        /// 2 or 3; `None` without the argument.
+        resp3: Option<bool>,
+        /// `AUTH user password`
+        login: Option<Login>,
+        /// `SETNAME name`
+        name: Option<Bytes>,
+    },
+    /// AUTH
+    Auth(Login),
+    /// SELECT
+    Select(u32),
+    /// CLIENT SETNAME
+    Name(Bytes),
+    /// CLIENT SETINFO
+    Info(Bytes, Bytes),
+    /// CLIENT TRACKING: the whole command when ON, `None` when OFF.
+    Tracking(Option<Bytes>),
+    /// A mode switched on (`Some`, the whole command) or off.
+    Mode(&'static str, Option<Bytes>),
+    /// MONITOR
+    Monitor,
+    /// CLIENT REPLY OFF (`true`) or ON.
+    ReplyOff(bool),
+    /// A transaction step: where the session stands once it is answered.
+    Transaction(TxState),
+    /// (P|S)SUBSCRIBE and its opposite; applied confirmation by confirmation.
+    Subscribe,
+}
+
+impl Intent {
+    /// Applies what the replica has agreed to.
+    pub(crate) fn apply(&mut self, change: Change) {
+        match change {
+            Change::Hello { resp3, login, name } => {
+                self.resp3 = resp3.unwrap_or(self.resp3);
+                if login.is_some() {
+                    self.login = login;
+                }
+                if let Some(name) = name {
+                    self.rare().name = (!name.is_empty()).then_some(name);
+                }
+            }
+            Change::Auth(login) => self.login = Some(login),
+            Change::Select(db) => self.db = db,
+            Change::Name(name) => self.rare().name = (!name.is_empty()).then_some(name),
+            Change::Info(attribute, value) => {
+                let info = &mut self.rare().info;
+                info.retain(|(a, _)| !a.eq_ignore_ascii_case(&attribute));
+                info.push((attribute, value));
+            }
+            Change::Tracking(command) => self.rare().tracking = command,
+            Change::Mode(name, command) => {
+                let modes = &mut self.rare().modes;
+                modes.retain(|(n, _)| *n != name);
+                modes.extend(command.map(|c| (name, c)));
+            }
+            Change::Monitor => self.rare().monitor = true,
+            Change::ReplyOff(off) => self.rare().reply_off = off,
+            Change::Transaction(_) | Change::Subscribe => {}
+        }
+    }
+
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_with(Box::default)
+    }
+
+    /// A confirmation of (un)subscription to `channel` came.
+    pub(crate) fn subscription(&mut self, kind: Subscription, channel: &[u8], on: bool) {
+        let set = &mut self.rare().subscriptions[kind as usize];
+        if on {
+            set.insert(Bytes::copy_from_slice(channel));
+        } else {
+            set.remove(channel);
+        }
+    }
+
+    /// Channels of `kind` that are subscribed to.
+    pub(crate) fn subscribed(&self, kind: Subscription) -> usize {
+        self.rare.as_ref().map_or(0, |rare| rare.subscriptions[kind as usize].len())
+    }
+
+    /// Any subscription at all.
+    pub(crate) fn is_subscribed(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.subscriptions.iter().any(|s| !s.is_empty()))
+    }
+
+    /// MONITOR is on.
+    pub(crate) fn monitors(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.monitor)
+    }
+
+    /// CLIENT TRACKING is on.
+    pub(crate) fn tracks(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.tracking.is_some())
+    }
+
+    /// CLIENT REPLY OFF is in force.
+    pub(crate) fn reply_off(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.reply_off)
+    }
+
+    /// The replica may send to this session without being asked, so it needs a link even while it is idle.
+    pub(crate) fn listens(&self) -> bool {
+        self.is_subscribed() || self.monitors() || self.tracks()
+    }
+
+    /// State that lives in the replica's connection beyond protocol, identity and database.
+    pub(crate) fn pins(&self) -> bool {
+        self.rare.as_ref().is_some_and(|r| {
+            r.tracking.is_some()
+                || r.monitor
+                || r.reply_off
+                || !r.modes.is_empty()
+                || r.subscriptions.iter().any(|s| !s.is_empty())
+        })
+    }
+
+    /// The commands that bring a new connection to this state. `own` is the identity that Pulsegate is configured with.
+    pub(crate) fn handshake(&self, own: Option<&crate::replica::Credentials>) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let configured = own.map(|c| Login {
+            user: c.username.as_ref().map(|u| Bytes::copy_from_slice(u.as_bytes())),
+            password: Password(Bytes::copy_from_slice(Secret::expose(&c.password).as_bytes())),
+        });
+        if let Some(login) = self.login.as_ref().or(configured.as_ref()) {
+            match &login.user {
+                Some(user) => steps.push(Step::must(&[b"AUTH", user, &login.password.0])),
+                None => steps.push(Step::must(&[b"AUTH", &login.password.0])),
+            }
+        }
+        if self.resp3 {
+            steps.push(Step::must(&[b"HELLO", b"3"]));
+        }
+        if self.db != 0 {
+            steps.push(Step::must(&[b"SELECT", self.db.to_string().as_bytes()]));
+        }
+        let Some(rare) = &self.rare else { return steps };
+        if let Some(name) = &rare.name {
+            steps.push(Step::may(&[b"CLIENT", b"SETNAME", name]));
+        }
+        for (attribute, value) in &rare.info {
+            steps.push(Step::may(&[b"CLIENT", b"SETINFO", attribute, value]));
+        }
+        if let Some(tracking) = &rare.tracking {
+            steps.push(Step { frame: tracking.clone(), replies: 1, must_succeed: false });
+        }
+        for (_, mode) in &rare.modes {
+            steps.push(Step { frame: mode.clone(), replies: 1, must_succeed: false });
+        }
+        let [channels, patterns, shards] = &rare.subscriptions;
+        for (name, set) in [(&b"SUBSCRIBE"[..], channels), (b"PSUBSCRIBE", patterns)] {
+            if !set.is_empty() {
+                let mut words: Vec<&[u8]> = vec![name];
+                words.extend(set.iter().map(|c| &c[..]));
+                steps.push(Step { frame: encode(&words), replies: set.len() as u32, must_succeed: true });
+            }
+        }
+        // One channel a command: channels of different slots may not share one.
+        for channel in shards {
+            steps.push(Step::must(&[b"SSUBSCRIBE", channel]));
+        }
+        if rare.monitor {
+            steps.push(Step::must(&[b"MONITOR"]));
+        }
+        steps
+    }
+}
+
+/// One command of a handshake.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    /// The command.
+    pub frame: Bytes,
+    /// Replies that it brings.
+    pub replies: u32,
+    /// Whether an error makes the connection useless; otherwise an older server may not know the command.
+    pub must_succeed: bool,
+}
+
+impl Step {
+    fn must(words: &[&[u8]]) -> Step {
+        Step { frame: encode(words), replies: 1, must_succeed: true }
+    }
+
+    fn may(words: &[&[u8]]) -> Step {
+        Step { frame: encode(words), replies: 1, must_succeed: false }
+    }
+}
+
+fn encode(words: &[&[u8]]) -> Bytes {
+    let mut frame = BytesMut::new();
+    resp::encode_command(words, &mut frame);
+    frame.freeze()
+}
