@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+"""Writes src/resp/command/table.rs from a real server's COMMAND output.
+
+    tests/support/command_table.py [--check] [redis-server]
+
+Starts the server itself, on a unix socket in a temporary folder. --check compares with the checked-in table instead of
+writing it, and exits 1 when they differ.
+"""
+import os, socket, subprocess, sys, tempfile, time
+
+# Not flagged `readonly` by the server, yet harmless to send twice: they change neither data nor the server.
+HARMLESS = {
+    "ping", "echo", "time", "info", "command", "lastsave", "lolwut", "role", "command|count", "command|docs", "command|getkeys",
+    "command|getkeysandflags", "command|info", "command|list", "config|get", "client|getname", "client|id", "client|info",
+    "client|list", "client|getredir", "client|trackinginfo", "acl|whoami", "acl|cat", "acl|list", "acl|users", "acl|getuser", "acl|dryrun",
+    "cluster|info", "cluster|keyslot", "cluster|myid", "cluster|nodes", "cluster|shards", "cluster|slots", "cluster|links",
+    "cluster|countkeysinslot", "cluster|getkeysinslot", "cluster|replicas", "cluster|slaves", "function|list", "function|stats",
+    "function|dump", "latency|doctor", "latency|graph", "latency|histogram", "latency|history", "latency|latest", "memory|doctor",
+    "memory|stats", "memory|malloc-stats", "module|list", "pubsub|channels", "pubsub|numpat", "pubsub|numsub",
+    "pubsub|shardchannels", "pubsub|shardnumsub", "script|exists", "slowlog|get", "slowlog|len",
+}
+KINDS = {
+    "multi": "Multi", "exec": "Exec", "discard": "Discard", "watch": "Watch", "unwatch": "Unwatch",
+    "subscribe": "Subscribe", "psubscribe": "Psubscribe", "ssubscribe": "Ssubscribe",
+    "unsubscribe": "Unsubscribe", "punsubscribe": "Punsubscribe", "sunsubscribe": "Sunsubscribe",
+    "monitor": "Monitor", "hello": "Hello", "auth": "Auth", "select": "Select", "client": "Client", "reset": "Reset",
+    "quit": "Quit", "wait": "Blocking", "xread": "MaybeBlocking", "xreadgroup": "MaybeBlocking", "script": "Script",
+    "psync": "Sync", "sync": "Sync", "replconf": "Sync", "asking": "Asking", "readonly": "Readonly", "readwrite": "Readwrite",
+    "debug": "Debug", "shutdown": "Shutdown",
+}
+
+
+class Server:
+    def __init__(self, binary):
+        self.dir = tempfile.TemporaryDirectory()
+        path = os.path.join(self.dir.name, "s")
+        self.process = subprocess.Popen(
+            [binary, "--port", "0", "--unixsocket", path, "--save", "", "--dir", self.dir.name, "--cluster-enabled", "no"],
+            stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                self.socket = socket.socket(socket.AF_UNIX)
+                self.socket.connect(path)
+                break
+            except OSError:
+                if time.monotonic() > deadline or self.process.poll() is not None:
+                    raise SystemExit(f"{binary} did not start")
+                time.sleep(0.02)
+        self.file = self.socket.makefile("rb")
+
+    def call(self, *words):
+        data = b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(w), w.encode()) for w in words)
+        self.socket.sendall(data)
+        return self.read()
+
+    def read(self):
+        line = self.file.readline()[:-2]
+        kind, rest = line[:1], line[1:]
+        if kind == b"*":
+            return [self.read() for _ in range(int(rest))]
+        if kind == b"$":
+            return None if rest == b"-1" else self.file.read(int(rest) + 2)[:-2].decode()
+        if kind == b":":
+            return int(rest)
+        return rest.decode()
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait()
+        self.dir.cleanup()
+
+
+def row(command):
+    name, arity, flags, first, last, step, _acl, tips, _specs, subs = command[:10]
+    policy = {t.split(":")[0]: t.split(":")[1] for t in tips if isinstance(t, str) and ":" in t}
+    kind = KINDS.get(name) or ("Blocking" if "blocking" in flags else "Container" if subs else "Plain")
+    read = "readonly" in flags or name in HARMLESS
+    option = lambda v: f'Some("{v}")' if v else "None"
+    out = [f'    CommandInfo {{ name: "{name}", arity: {arity}, read: {str(read).lower()}, kind: Kind::{kind}, '
+           f'keys: ({first}, {last}, {step}), movable: {str("movablekeys" in flags).lower()}, '
+           f'request_policy: {option(policy.get("request_policy"))}, response_policy: {option(policy.get("response_policy"))} }},']
+    for sub in subs:
+        out += row(sub)
+    return out
+
+
+def main():
+    arguments = [a for a in sys.argv[1:] if a != "--check"]
+    server = Server(arguments[0] if arguments else "redis-server")
+    try:
+        version = next(l for l in server.call("INFO", "server").splitlines() if l.startswith("redis_version")).split(":")[1]
+        rows = [line for command in server.call("COMMAND") for line in row(command)]
+    finally:
+        server.stop()
+    rows.sort(key=lambda line: line.split('"')[1])
+    text = "\n".join([
+        f"//! Generated by tests/support/command_table.py from the COMMAND output of redis-server {version}. Do not edit.", "",
+        "use super::{CommandInfo, Kind};", "", "#[rustfmt::skip]",
+        f"pub(super) static TABLE: [CommandInfo; {len(rows)}] = [", *rows, "];", ""])
+    path = os.path.join(os.path.dirname(__file__), "../../src/resp/command/table.rs")
+    if "--check" in sys.argv:
+        if open(path).read() != text:
+            sys.exit("src/resp/command/table.rs is not what this server's COMMAND output makes; run tests/support/command_table.py")
+    else:
+        open(path, "w").write(text)
+
+
+main()
