@@ -14,12 +14,31 @@ pub(crate) struct Command {
     pub expect: Expect,
     /// May be sent again: the command table says that it only reads.
     pub read: bool,
-    /// Needs a link of the session's own, during and (if `change` leaves state behind) after it.
-    pub pins: bool,
     /// Its part in a transaction.
     pub tx: Tx,
     /// What a successful reply changes in the session.
     pub change: Option<Box<Change>>,
+}
+
+impl Command {
+    /// A command of the link's own handshake.
+    pub(crate) fn own(replies: u32, must_succeed: bool) -> Command {
+        let expect = if replies == 0 {
+            Expect::Nothing
+        } else {
+            Expect::Own {
+                replies,
+                must_succeed,
+            }
+        };
+        Command {
+            seq: Seq::NONE,
+            expect,
+            read: false,
+            tx: Tx::None,
+            change: None,
+        }
+    }
 }
 
 /// What comes back for a command.

@@ -7,7 +7,6 @@ use std::collections::BTreeSet;
 
 use bytes::{Bytes, BytesMut};
 
-use super::recover::TxState;
 use crate::replica::Secret;
 use crate::resp;
 
@@ -53,7 +52,6 @@ struct Rare {
     /// Whole commands that switch a mode of the connection on (READONLY, CLIENT NO-EVICT ON, …), by name.
     modes: Vec<(&'static str, Bytes)>,
     monitor: bool,
-    reply_off: bool,
     subscriptions: [BTreeSet<Bytes>; 3],
 }
 
@@ -94,10 +92,8 @@ pub(crate) enum Change {
     Mode(&'static str, Option<Bytes>),
     /// MONITOR
     Monitor,
-    /// CLIENT REPLY OFF (`true`) or ON.
-    ReplyOff(bool),
-    /// A transaction step: where the session stands once it is answered.
-    Transaction(TxState),
+    /// RESET
+    Reset,
     /// (P|S)SUBSCRIBE and its opposite; applied confirmation by confirmation.
     Subscribe,
 }
@@ -130,8 +126,8 @@ impl Intent {
                 modes.extend(command.map(|c| (name, c)));
             }
             Change::Monitor => self.rare().monitor = true,
-            Change::ReplyOff(off) => self.rare().reply_off = off,
-            Change::Transaction(_) | Change::Subscribe => {}
+            Change::Reset => *self = Intent::default(),
+            Change::Subscribe => {}
         }
     }
 
@@ -151,12 +147,16 @@ impl Intent {
 
     /// Channels of `kind` that are subscribed to.
     pub(crate) fn subscribed(&self, kind: Subscription) -> usize {
-        self.rare.as_ref().map_or(0, |rare| rare.subscriptions[kind as usize].len())
+        self.rare
+            .as_ref()
+            .map_or(0, |rare| rare.subscriptions[kind as usize].len())
     }
 
     /// Any subscription at all.
     pub(crate) fn is_subscribed(&self) -> bool {
-        self.rare.as_ref().is_some_and(|rare| rare.subscriptions.iter().any(|s| !s.is_empty()))
+        self.rare
+            .as_ref()
+            .is_some_and(|rare| rare.subscriptions.iter().any(|s| !s.is_empty()))
     }
 
     /// MONITOR is on.
@@ -169,25 +169,9 @@ impl Intent {
         self.rare.as_ref().is_some_and(|rare| rare.tracking.is_some())
     }
 
-    /// CLIENT REPLY OFF is in force.
-    pub(crate) fn reply_off(&self) -> bool {
-        self.rare.as_ref().is_some_and(|rare| rare.reply_off)
-    }
-
     /// The replica may send to this session without being asked, so it needs a link even while it is idle.
     pub(crate) fn listens(&self) -> bool {
         self.is_subscribed() || self.monitors() || self.tracks()
-    }
-
-    /// State that lives in the replica's connection beyond protocol, identity and database.
-    pub(crate) fn pins(&self) -> bool {
-        self.rare.as_ref().is_some_and(|r| {
-            r.tracking.is_some()
-                || r.monitor
-                || r.reply_off
-                || !r.modes.is_empty()
-                || r.subscriptions.iter().any(|s| !s.is_empty())
-        })
     }
 
     /// The commands that bring a new connection to this state. `own` is the identity that Pulsegate is configured with.
@@ -217,17 +201,29 @@ impl Intent {
             steps.push(Step::may(&[b"CLIENT", b"SETINFO", attribute, value]));
         }
         if let Some(tracking) = &rare.tracking {
-            steps.push(Step { frame: tracking.clone(), replies: 1, must_succeed: false });
+            steps.push(Step {
+                frame: tracking.clone(),
+                replies: 1,
+                must_succeed: false,
+            });
         }
         for (_, mode) in &rare.modes {
-            steps.push(Step { frame: mode.clone(), replies: 1, must_succeed: false });
+            steps.push(Step {
+                frame: mode.clone(),
+                replies: 1,
+                must_succeed: false,
+            });
         }
         let [channels, patterns, shards] = &rare.subscriptions;
         for (name, set) in [(&b"SUBSCRIBE"[..], channels), (b"PSUBSCRIBE", patterns)] {
             if !set.is_empty() {
                 let mut words: Vec<&[u8]> = vec![name];
                 words.extend(set.iter().map(|c| &c[..]));
-                steps.push(Step { frame: encode(&words), replies: set.len() as u32, must_succeed: true });
+                steps.push(Step {
+                    frame: encode(&words),
+                    replies: set.len() as u32,
+                    must_succeed: true,
+                });
             }
         }
         // One channel a command: channels of different slots may not share one.
@@ -254,11 +250,28 @@ pub(crate) struct Step {
 
 impl Step {
     fn must(words: &[&[u8]]) -> Step {
-        Step { frame: encode(words), replies: 1, must_succeed: true }
+        Step {
+            frame: encode(words),
+            replies: 1,
+            must_succeed: true,
+        }
+    }
+
+    /// A command that brings no reply.
+    pub(crate) fn silent(words: &[&[u8]]) -> Step {
+        Step {
+            frame: encode(words),
+            replies: 0,
+            must_succeed: false,
+        }
     }
 
     fn may(words: &[&[u8]]) -> Step {
-        Step { frame: encode(words), replies: 1, must_succeed: false }
+        Step {
+            frame: encode(words),
+            replies: 1,
+            must_succeed: false,
+        }
     }
 }
 

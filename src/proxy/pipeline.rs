@@ -11,6 +11,11 @@ use bytes::Bytes;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Seq(u32);
 
+impl Seq {
+    /// For commands that are in no session's pipeline.
+    pub(crate) const NONE: Seq = Seq(0);
+}
+
 /// The slots of one session.
 #[derive(Debug, Default)]
 pub(crate) struct Pipeline {
@@ -39,7 +44,10 @@ impl Pipeline {
 
     /// The reply to `seq` is complete. On [`Turn::Now`] its slot is gone; on [`Turn::Later`] it still waits.
     pub(crate) fn complete(&mut self, seq: Seq) -> Turn {
-        debug_assert!((seq.0.wrapping_sub(self.head) as usize) < self.slots.len(), "a slot is completed once");
+        debug_assert!(
+            (seq.0.wrapping_sub(self.head) as usize) < self.slots.len(),
+            "a slot is completed once"
+        );
         if seq.0 == self.head {
             self.slots.pop_front();
             self.head = self.head.wrapping_add(1);
@@ -102,7 +110,10 @@ mod tests {
 
     /// Feeds the replies `0..n` in the order `arrivals` and returns what went out.
     fn run(arrivals: &[usize]) -> Vec<usize> {
-        let mut pipeline = Pipeline { head: u32::MAX - 2, ..Pipeline::default() };
+        let mut pipeline = Pipeline {
+            head: u32::MAX - 2,
+            ..Pipeline::default()
+        };
         let seqs: Vec<Seq> = arrivals.iter().map(|_| pipeline.push()).collect();
         let mut out = Vec::new();
         for &i in arrivals {

@@ -137,7 +137,10 @@ pub(crate) struct Recovery {
 impl Recovery {
     /// `answered`: where the session stood at its newest *answered* command on this link.
     pub(crate) fn new(answered: TxState) -> Recovery {
-        Recovery { state: answered, lost: false }
+        Recovery {
+            state: answered,
+            lost: false,
+        }
     }
 
     /// The next command of which at least one byte may have reached the replica.

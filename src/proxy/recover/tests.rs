@@ -2,7 +2,13 @@ use super::*;
 use crate::proxy::pipeline::Pipeline;
 
 fn command(tx: Tx, read: bool, expect: Expect) -> Command {
-    Command { seq: Pipeline::default().push(), expect, read, pins: false, tx, change: None }
+    Command {
+        seq: Pipeline::default().push(),
+        expect,
+        read,
+        tx,
+        change: None,
+    }
 }
 
 fn read() -> Command {
@@ -37,7 +43,11 @@ fn outside_a_transaction_reads_are_sent_again_and_writes_are_unknown() {
 
 #[test]
 fn a_transaction_that_was_not_sent_at_all_moves_whole() {
-    let (verdicts, state) = recover(TxState::Clear, &[write()], &[tx(Tx::Multi), write(), tx(Tx::Exec), read()]);
+    let (verdicts, state) = recover(
+        TxState::Clear,
+        &[write()],
+        &[tx(Tx::Multi), write(), tx(Tx::Exec), read()],
+    );
     assert_eq!(verdicts, [Answer(OutcomeUnknown), Resend, Resend, Resend, Resend]);
     assert_eq!(state, TxState::Clear);
 }
@@ -46,7 +56,10 @@ fn a_transaction_that_was_not_sent_at_all_moves_whole() {
 fn an_open_transaction_is_lost_and_its_exec_aborts() {
     // MULTI answered, a write sent, another write and EXEC not sent, then a plain write.
     let (verdicts, state) = recover(TxState::Open, &[write()], &[write(), tx(Tx::Exec), write()]);
-    assert_eq!(verdicts, [Answer(Queued), Answer(Queued), Answer(ExecAbort), Resend]);
+    assert_eq!(
+        verdicts,
+        [Answer(Queued), Answer(Queued), Answer(ExecAbort), Resend]
+    );
     assert_eq!(state, TxState::Clear);
 }
 
@@ -54,13 +67,24 @@ fn an_open_transaction_is_lost_and_its_exec_aborts() {
 fn a_read_inside_a_transaction_is_not_sent_outside_of_it() {
     let (verdicts, state) = recover(TxState::Clear, &[tx(Tx::Multi), read()], &[]);
     assert_eq!(verdicts, [Answer(Ok), Answer(Queued)]);
-    assert_eq!(state, TxState::Broken(Broken::Abort), "the EXEC still to come must abort");
+    assert_eq!(
+        state,
+        TxState::Broken(Broken::Abort),
+        "the EXEC still to come must abort"
+    );
 }
 
 #[test]
 fn an_exec_that_was_sent_is_unknown() {
-    let (verdicts, state) = recover(TxState::Clear, &[tx(Tx::Multi), write(), tx(Tx::Exec), read()], &[write()]);
-    assert_eq!(verdicts, [Answer(Ok), Answer(Queued), Answer(OutcomeUnknown), Resend, Resend]);
+    let (verdicts, state) = recover(
+        TxState::Clear,
+        &[tx(Tx::Multi), write(), tx(Tx::Exec), read()],
+        &[write()],
+    );
+    assert_eq!(
+        verdicts,
+        [Answer(Ok), Answer(Queued), Answer(OutcomeUnknown), Resend, Resend]
+    );
     assert_eq!(state, TxState::Clear);
 }
 
@@ -71,12 +95,26 @@ fn a_lost_watch_makes_the_next_exec_nil() {
         &[tx(Tx::Watch), read()],
         &[tx(Tx::Multi), write(), tx(Tx::Exec), write()],
     );
-    assert_eq!(verdicts, [Answer(Ok), Resend, Answer(Ok), Answer(Queued), Answer(ExecNil), Resend]);
+    assert_eq!(
+        verdicts,
+        [
+            Answer(Ok),
+            Resend,
+            Answer(Ok),
+            Answer(Queued),
+            Answer(ExecNil),
+            Resend
+        ]
+    );
     assert_eq!(state, TxState::Clear);
 
     let (_, mut state) = recover(TxState::Watching, &[], &[]);
     assert_eq!(state, TxState::WatchLost);
-    assert_eq!(state.step(Tx::None), None, "plain commands between WATCH and MULTI still go out");
+    assert_eq!(
+        state.step(Tx::None),
+        None,
+        "plain commands between WATCH and MULTI still go out"
+    );
     assert_eq!(state.step(Tx::Multi), Some(Ok));
     assert_eq!(state.step(Tx::None), Some(Queued));
     assert_eq!(state.step(Tx::Exec), Some(ExecNil));
@@ -97,7 +135,14 @@ fn unwatch_and_discard_end_what_was_lost() {
 
 #[test]
 fn blocked_commands_end_in_unblocked_and_silent_ones_owe_nothing() {
-    let sent = [command(Tx::None, false, Expect::Blocking), command(Tx::None, false, Expect::Nothing)];
-    let (verdicts, _) = recover(TxState::Clear, &sent, &[command(Tx::None, false, Expect::Nothing)]);
+    let sent = [
+        command(Tx::None, false, Expect::Blocking),
+        command(Tx::None, false, Expect::Nothing),
+    ];
+    let (verdicts, _) = recover(
+        TxState::Clear,
+        &sent,
+        &[command(Tx::None, false, Expect::Nothing)],
+    );
     assert_eq!(verdicts, [Answer(Unblocked), Drop, Resend]);
 }

@@ -1,0 +1,238 @@
+//! From a request's bytes to a [`Command`]: what comes back, whether it may be sent twice, what it changes.
+
+use bytes::Bytes;
+
+use super::command::{Expect, Tx};
+use super::intent::{Change, Login, Password};
+use crate::metrics::Class;
+use crate::resp::command::{CommandInfo, Kind, is_blocking, lookup, lookup_sub};
+use crate::resp::{self, Request};
+
+/// What a request is, before it has a slot.
+#[derive(Debug)]
+pub(crate) struct Classified {
+    /// What comes back.
+    pub expect: Expect,
+    /// May be sent twice.
+    pub read: bool,
+    /// Its part in a transaction.
+    pub tx: Tx,
+    /// What a successful reply changes.
+    pub change: Option<Box<Change>>,
+    /// For the metrics.
+    pub class: Class,
+    /// What Pulsegate does itself.
+    pub local: Option<LocalCommand>,
+    /// CLIENT REPLY, which decides what the replica says to it and to what follows.
+    pub reply_mode: Option<ReplyMode>,
+}
+
+/// Commands that Pulsegate answers itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum LocalCommand {
+    /// `+OK`, then close.
+    Quit,
+    /// Would turn the connection into a replication stream.
+    Refused,
+}
+
+/// CLIENT REPLY ON, OFF, SKIP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum ReplyMode {
+    /// Replies again, this one among them.
+    On,
+    /// No replies from here on.
+    Off,
+    /// None for this command and the next.
+    Skip,
+}
+
+/// Classifies a whole multibulk request.
+pub(crate) fn classify(frame: &[u8], request: &Request) -> Classified {
+    let name = &frame[request.name.0 as usize..request.name.1 as usize];
+    let mut c = Classified {
+        expect: Expect::Reply,
+        read: false,
+        tx: Tx::None,
+        change: None,
+        class: Class::Write,
+        local: None,
+        reply_mode: None,
+    };
+    // What the table does not know may be anything, so it counts as a write.
+    let Some(info) = lookup(name) else { return c };
+    c.read = info.read;
+    if info.kind != Kind::Plain {
+        special(&mut c, info, frame, request);
+    } else if info.read {
+        c.class = Class::Read;
+    }
+    c
+}
+
+fn special(c: &mut Classified, info: &CommandInfo, frame: &[u8], request: &Request) {
+    c.class = Class::Other;
+    let channels = request.args.saturating_sub(1);
+    let word = |i: usize| resp::args(frame).nth(i).unwrap_or_default();
+    let copy = |i: usize| Bytes::copy_from_slice(word(i));
+    match info.kind {
+        Kind::Multi => c.tx = Tx::Multi,
+        Kind::Exec => c.tx = Tx::Exec,
+        Kind::Discard => c.tx = Tx::Discard,
+        Kind::Watch => c.tx = Tx::Watch,
+        Kind::Unwatch => c.tx = Tx::Unwatch,
+        Kind::Subscribe | Kind::Psubscribe | Kind::Ssubscribe => {
+            c.expect = Expect::Confirmations(channels.max(1));
+            c.change = Some(Box::new(Change::Subscribe));
+        }
+        // Without channels: one confirmation for each that is subscribed to, known once it is sent.
+        Kind::Unsubscribe | Kind::Punsubscribe | Kind::Sunsubscribe => {
+            c.expect = Expect::Confirmations(channels);
+            c.change = Some(Box::new(Change::Subscribe));
+        }
+        Kind::Monitor => c.change = Some(Box::new(Change::Monitor)),
+        Kind::Hello => c.change = Some(Box::new(hello(frame))),
+        Kind::Auth => {
+            let (user, password) = if channels > 1 {
+                (Some(copy(1)), copy(2))
+            } else {
+                (None, copy(1))
+            };
+            c.change = Some(Box::new(Change::Auth(Login {
+                user,
+                password: Password(password),
+            })));
+        }
+        Kind::Select => {
+            if let Some(db) = std::str::from_utf8(word(1)).ok().and_then(|w| w.parse().ok()) {
+                c.change = Some(Box::new(Change::Select(db)));
+            }
+        }
+        Kind::Client => client(c, info, frame),
+        Kind::Reset => c.change = Some(Box::new(Change::Reset)),
+        Kind::Quit => c.local = Some(LocalCommand::Quit),
+        Kind::Sync => c.local = Some(LocalCommand::Refused),
+        Kind::Readonly => {
+            c.change = Some(Box::new(Change::Mode(
+                "readonly",
+                Some(Bytes::copy_from_slice(frame)),
+            )))
+        }
+        Kind::Readwrite => c.change = Some(Box::new(Change::Mode("readonly", None))),
+        Kind::Blocking | Kind::MaybeBlocking => {
+            c.class = if info.read { Class::Read } else { Class::Write };
+            if is_blocking(info, frame) {
+                c.expect = Expect::Blocking;
+            }
+        }
+        Kind::Container | Kind::Script => {
+            c.read = lookup_sub(info, word(1)).is_some_and(|sub| sub.read);
+        }
+        Kind::Plain | Kind::Asking | Kind::Debug | Kind::Shutdown => {}
+    }
+}
+
+fn hello(frame: &[u8]) -> Change {
+    let words: Vec<&[u8]> = resp::args(frame).collect();
+    let copy = |w: &&[u8]| Bytes::copy_from_slice(w);
+    let (mut login, mut name) = (None, None);
+    let mut i = 2;
+    while i < words.len() {
+        if words[i].eq_ignore_ascii_case(b"AUTH")
+            && let (Some(user), Some(password)) = (words.get(i + 1), words.get(i + 2))
+        {
+            login = Some(Login {
+                user: Some(copy(user)),
+                password: Password(copy(password)),
+            });
+            i += 3;
+        } else if words[i].eq_ignore_ascii_case(b"SETNAME") {
+            name = words.get(i + 1).map(copy);
+            i += 2;
+        } else {
+            i += 1;
+        }
+    }
+    Change::Hello {
+        resp3: words.get(1).map(|v| *v == b"3"),
+        login,
+        name,
+    }
+}
+
+fn client(c: &mut Classified, info: &CommandInfo, frame: &[u8]) {
+    let words: Vec<&[u8]> = resp::args(frame).collect();
+    let word = |i: usize| words.get(i).copied().unwrap_or_default();
+    let copy = |i: usize| Bytes::copy_from_slice(word(i));
+    let whole = || Bytes::copy_from_slice(frame);
+    let sub = word(1).to_ascii_lowercase();
+    let on = word(2).eq_ignore_ascii_case(b"ON");
+    c.read = lookup_sub(info, &sub).is_some_and(|sub| sub.read);
+    let change = match &sub[..] {
+        b"setname" => Change::Name(copy(2)),
+        b"setinfo" => Change::Info(copy(2), copy(3)),
+        b"tracking" => Change::Tracking(on.then(whole)),
+        b"no-evict" => Change::Mode("no-evict", on.then(whole)),
+        b"no-touch" => Change::Mode("no-touch", on.then(whole)),
+        b"reply" => {
+            c.reply_mode = match word(2).to_ascii_lowercase().as_slice() {
+                b"on" => Some(ReplyMode::On),
+                b"off" => Some(ReplyMode::Off),
+                b"skip" => Some(ReplyMode::Skip),
+                _ => None,
+            };
+            return;
+        }
+        _ => return,
+    };
+    c.change = Some(Box::new(change));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resp::{RequestScanner, Scan};
+
+    fn classified(words: &[&str]) -> Classified {
+        let mut frame = bytes::BytesMut::new();
+        resp::encode_command(
+            &words.iter().map(|w| w.as_bytes()).collect::<Vec<_>>(),
+            &mut frame,
+        );
+        let Ok(Scan::Complete(request)) = RequestScanner::new().scan(&frame) else {
+            panic!("whole")
+        };
+        classify(&frame, &request)
+    }
+
+    #[test]
+    fn only_what_the_table_calls_a_read_is_sent_twice() {
+        assert!(classified(&["get", "k"]).read);
+        assert!(classified(&["CONFIG", "GET", "maxmemory"]).read);
+        assert!(!classified(&["CONFIG", "SET", "maxmemory", "1"]).read);
+        assert!(!classified(&["set", "k", "v"]).read);
+        assert!(!classified(&["nosuchcommand", "k"]).read);
+        assert!(!classified(&["client", "kill", "id", "1"]).read);
+    }
+
+    #[test]
+    fn state_is_read_from_the_words() {
+        let change = |words: &[&str]| format!("{:?}", classified(words).change.unwrap());
+        assert!(change(&["HELLO", "3", "AUTH", "u", "p", "SETNAME", "n"]).contains("resp3: Some(true)"));
+        assert!(
+            !change(&["AUTH", "u", "hidden"]).contains("hidden"),
+            "passwords stay out of Debug"
+        );
+        assert_eq!(change(&["select", "7"]), "Select(7)");
+        assert_eq!(
+            classified(&["SUBSCRIBE", "a", "b"]).expect,
+            Expect::Confirmations(2)
+        );
+        assert_eq!(classified(&["BLPOP", "k", "0"]).expect, Expect::Blocking);
+        assert_eq!(
+            classified(&["client", "reply", "skip"]).reply_mode,
+            Some(ReplyMode::Skip)
+        );
+        assert_eq!(classified(&["QUIT"]).local, Some(LocalCommand::Quit));
+    }
+}
