@@ -199,7 +199,7 @@ mod tests {
                         }
                     }
                     Step::Write(max) => {
-                        let seen = outbox.with_unwritten(|slices| slices.concat());
+                        let seen = outbox.with_unwritten(|slices| slices.iter().flat_map(|s| s.to_vec()).collect::<Vec<u8>>());
                         prop_assert!(all[written..].starts_with(&seen));
                         prop_assert_eq!(seen.is_empty(), written == all.len());
                         let n = max.min(seen.len());
