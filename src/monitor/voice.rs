@@ -161,6 +161,8 @@ impl Heartbeats {
         mut commands: MultiplexedConnection,
         mut accepted: impl FnMut(),
     ) -> Result<Infallible, Failure> {
+        // A replica that is back should show it at once.
+        self.due.reset_immediately();
         loop {
             self.due.tick().await;
             for (index, (shard, channel)) in common.channels.of(target.id).iter().enumerate() {
@@ -195,6 +197,7 @@ impl Writes {
         mut commands: MultiplexedConnection,
     ) -> Result<Infallible, Failure> {
         let life = common.settings.probe_interval * KEY_LIFE;
+        self.due.reset_immediately();
         loop {
             self.due.tick().await;
             for (shard, _) in common.channels.of(target.id) {
