@@ -545,9 +545,10 @@ async fn a_slow_reader_is_told_what_it_missed() {
     while last < EVENTS {
         let block = slow.next().await.unwrap();
         if block["event"] == "gap" {
-            let gap: Value = serde_json::from_str(&block["data"]).unwrap();
-            let gap = gap["missed"].as_u64().unwrap();
-            (missed, last) = (missed + gap, last + gap);
+            let gap: EventRecord = serde_json::from_str(&block["data"]).unwrap();
+            let lost = gap.details["missed"].as_u64().unwrap();
+            (missed, last) = (missed + lost, last + lost);
+            assert_eq!(block["id"], last.to_string());
         } else {
             assert_eq!(block["id"], (last + 1).to_string(), "a gap without a notice");
             (got, last) = (got + 1, last + 1);

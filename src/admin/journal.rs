@@ -41,15 +41,6 @@ pub(super) struct Cursor {
     newest: watch::Receiver<u64>,
 }
 
-/// What a reader gets next.
-#[derive(PartialEq, Debug)]
-pub(super) enum Next {
-    /// The event after the last one.
-    Event(Arc<EventRecord>),
-    /// This many were lost before the next one.
-    Missed(u64),
-}
-
 impl Journal {
     /// Keeps what comes from `events`; after its last sender is gone there is nothing left to do but wait.
     pub(super) async fn record(&self, mut events: broadcast::Receiver<Arc<EventRecord>>) -> Infallible {
@@ -101,20 +92,33 @@ impl Journal {
         cursor
     }
 
-    /// What comes next, if it is there already.
-    pub(super) fn take(&self, cursor: &mut Cursor) -> Option<Next> {
+    /// What comes next, if it is there already: the event after the last one or, when that is lost, a notice in
+    /// its place that has the id of the last one lost.
+    pub(super) fn take(&self, cursor: &mut Cursor) -> Option<Arc<EventRecord>> {
         let ring = self.ring();
         let next = match cursor.seen {
             None => ring.front(),
             Some(seen) => ring.get(ring.partition_point(|event| event.id <= seen)),
         }?;
         let missed = cursor.seen.map_or(0, |seen| next.id - seen - 1);
-        if missed > 0 {
-            cursor.seen = Some(next.id - 1);
-            return Some(Next::Missed(missed));
-        }
+        let next = if missed > 0 {
+            Arc::new(gap(missed, next))
+        } else {
+            next.clone()
+        };
         cursor.seen = Some(next.id);
-        Some(Next::Event(next.clone()))
+        Some(next)
+    }
+}
+
+fn gap(missed: u64, before: &EventRecord) -> EventRecord {
+    let events = if missed == 1 { "event was" } else { "events were" };
+    EventRecord {
+        id: before.id - 1,
+        at: before.at,
+        kind: "gap".to_owned(),
+        message: format!("{missed} {events} missed: this reader was too slow"),
+        details: serde_json::json!({ "missed": missed }),
     }
 }
 
@@ -152,9 +156,9 @@ mod tests {
     fn all(journal: &Journal, mut cursor: Cursor) -> Vec<i64> {
         let next = || journal.take(&mut cursor);
         std::iter::from_fn(next)
-            .map(|next| match next {
-                Next::Event(event) => i64::try_from(event.id).unwrap(),
-                Next::Missed(n) => -i64::try_from(n).unwrap(),
+            .map(|event| match event.details["missed"].as_i64() {
+                Some(missed) => -missed,
+                None => i64::try_from(event.id).unwrap(),
             })
             .collect()
     }
@@ -182,12 +186,21 @@ mod tests {
         let journal = filled(1..=3);
         let mut cursor = journal.recent(0);
         journal.push(event(4));
-        assert_eq!(journal.take(&mut cursor), Some(Next::Event(event(4))));
+        assert_eq!(journal.take(&mut cursor), Some(event(4)));
         assert_eq!(journal.take(&mut cursor), None);
         // The ring comes round once and ten more.
         (5..=4 + 10 + KEPT as u64).for_each(|id| journal.push(event(id)));
-        assert_eq!(journal.take(&mut cursor), Some(Next::Missed(10)));
-        assert_eq!(journal.take(&mut cursor), Some(Next::Event(event(15))));
+        let gap = journal.take(&mut cursor).unwrap();
+        assert_eq!(
+            (gap.kind.as_str(), gap.id, &gap.details),
+            ("gap", 14, &serde_json::json!({"missed": 10}))
+        );
+        assert!(
+            gap.message.starts_with("10 events were missed"),
+            "{}",
+            gap.message
+        );
+        assert_eq!(journal.take(&mut cursor), Some(event(15)));
         assert_eq!(all(&journal, cursor).len(), KEPT - 1);
     }
 

@@ -15,9 +15,9 @@ use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Shared;
-use super::journal::{Cursor, KEPT, Next};
+use super::journal::{Cursor, KEPT};
 use super::verbs::Answer;
-use crate::control::status::Status;
+use crate::control::status::{EventRecord, Status};
 use crate::metrics;
 
 /// For probes and scrapers, which may come by any name.
@@ -147,8 +147,8 @@ async fn events(
 
 async fn next(mut following: Following) -> Option<(Result<Event, Infallible>, Following)> {
     loop {
-        if let Some(next) = following.shared.journal.take(&mut following.cursor) {
-            return Some((Ok(sent(&next)), following));
+        if let Some(event) = following.shared.journal.take(&mut following.cursor) {
+            return Some((Ok(sent(&event)), following));
         }
         following.place.as_ref()?;
         tokio::select! {
@@ -158,18 +158,13 @@ async fn next(mut following: Following) -> Option<(Result<Event, Infallible>, Fo
     }
 }
 
-fn sent(next: &Next) -> Event {
-    match next {
-        Next::Event(event) => {
-            // Plain data always serialises.
-            let data = serde_json::to_string(&**event).unwrap_or_default();
-            Event::default()
-                .id(event.id.to_string())
-                .event(&event.kind)
-                .data(data)
-        }
-        Next::Missed(n) => Event::default().event("gap").data(format!("{{\"missed\":{n}}}")),
-    }
+fn sent(event: &EventRecord) -> Event {
+    // Plain data always serialises.
+    let data = serde_json::to_string(event).unwrap_or_default();
+    Event::default()
+        .id(event.id.to_string())
+        .event(&event.kind)
+        .data(data)
 }
 
 pub(super) async fn no_such_path() -> Response {
