@@ -7,10 +7,28 @@
 //! The shell in `control` feeds [`Input`]s, calls `on_timer` when `next_timer` is due (a spurious call is a no-op) and
 //! drains `poll`.
 
+mod damping;
+mod engine;
 mod event;
+mod evidence;
+mod failback;
+mod failover;
+mod fitness;
+mod health;
+mod invariants;
+mod links;
+mod moment;
+mod moves;
+mod operator;
 mod policy;
+mod select;
 mod snapshot;
+mod tilt;
+mod timer;
+mod view;
+mod windows;
 
+pub use engine::{Engine, Member};
 pub use event::*;
 pub use policy::*;
 pub use snapshot::*;

@@ -1,4 +1,4 @@
-//! `promtool check metrics` has nothing to say about a scrape.
+//! `promtool` has nothing to say about a scrape, nor about the configuration that ships with `docker/`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
@@ -83,4 +83,18 @@ fn promtool_complains_where_it_should() {
     let (content, said) = promtool("# TYPE pulsegate_things counter\npulsegate_things 1\n");
     assert!(!content);
     assert!(said.contains("_total"), "{said}");
+}
+
+#[test]
+fn the_prometheus_of_docker_is_configured_well() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/docker/prometheus.yml");
+    let checked = Command::new("promtool")
+        .args(["check", "config", "--lint-fatal", file])
+        .output();
+    let checked = checked.unwrap_or_else(|error| panic!("promtool: {error}: apt-get install prometheus"));
+    assert!(
+        checked.status.success(),
+        "{}",
+        String::from_utf8_lossy(&checked.stderr)
+    );
 }

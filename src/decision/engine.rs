@@ -1,0 +1,529 @@
+//! The engine: takes evidence, keeps the verdicts in line with it, acts, and says when it wants to be called again.
+//!
+//! Each call runs the same four steps, so that a spurious one changes nothing: take the time (and notice an own stall),
+//! take the input, read the evidence anew (`refresh`), act on what it says (`act`). All rules are functions of the
+//! evidence and the moment; timers only say when to look.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::damping::Damping;
+use super::event::{
+    Event, Fitness, Health, Input, Output, PassiveEvidence, ProbeKind, RouteOrder, SwitchReason, Switched,
+};
+use super::evidence::Evidence;
+use super::failback::Failback;
+use super::fitness::{Ground, Matrix, Reading};
+use super::health::{Secs, Standing, judge, silent_at};
+use super::links::{Change, Heard, Links};
+use super::moment::{Clock, Moment};
+use super::moves::Move;
+use super::policy::Policy;
+use super::tilt::Tilt;
+use super::timer::{Timer, Timers};
+use super::windows::Windows;
+use crate::replica::ReplicaId;
+
+/// Switches kept for the snapshot.
+const SWITCHES_KEPT: usize = 16;
+
+/// One replica, as the engine needs it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Member {
+    /// Its position; `members[i].id == ReplicaId(i)`.
+    pub id: ReplicaId,
+    /// What the reasons call it.
+    pub name: Arc<str>,
+    /// The highest is preferred; equal weights go by position.
+    pub weight: u32,
+    /// Number of shards, at least one (zero counts as one).
+    pub shards: u16,
+}
+
+/// All that is known of one replica.
+#[derive(Clone, Debug)]
+pub(super) struct ReplicaState {
+    pub(super) evidence: Evidence,
+    pub(super) standing: Standing,
+    pub(super) reading: Reading,
+    pub(super) damping: Damping,
+}
+
+/// The pure decision engine. See the module `decision` for its rules.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    pub(super) policy: Policy,
+    pub(super) windows: Windows,
+    pub(super) clock: Clock,
+    pub(super) members: Vec<Member>,
+    pub(super) preferred: ReplicaId,
+    pub(super) born: Moment,
+    pub(super) replicas: Vec<ReplicaState>,
+    pub(super) links: Links,
+    pub(super) tilt: Option<Tilt>,
+    /// Of the newest route; 0 before the first.
+    pub(super) epoch: u64,
+    pub(super) active: Option<ReplicaId>,
+    /// As in the newest route.
+    pub(super) holding: bool,
+    pub(super) operator_hold: bool,
+    pub(super) pinned: Option<ReplicaId>,
+    pub(super) moving: Option<Move>,
+    /// Of the newest fence.
+    pub(super) fence_id: u64,
+    pub(super) failback: Failback,
+    /// The active was taken as the best of a bad lot, and was never fit since.
+    pub(super) makeshift: bool,
+    pub(super) last_automatic: Option<Moment>,
+    pub(super) timers: Timers,
+    pub(super) outputs: VecDeque<Output>,
+    pub(super) switches: VecDeque<(Instant, Switched)>,
+}
+
+/// A change of the active replica, as the rules order it.
+pub(super) struct Taking {
+    pub(super) to: ReplicaId,
+    pub(super) reason: SwitchReason,
+    pub(super) why: String,
+    /// No operator asked for it.
+    pub(super) automatic: bool,
+    /// What was sent to the old one will not be answered.
+    pub(super) abandon: bool,
+    pub(super) detect: Duration,
+    pub(super) fence: Option<Duration>,
+    pub(super) switch: Duration,
+}
+
+impl Engine {
+    /// An engine that knows nothing yet. `pinned` is what was remembered by [`Output::RememberPin`] before a restart;
+    /// a replica that is no longer there is ignored.
+    ///
+    /// # Panics
+    /// When `members` is empty, has more than 255 entries, or is not in the order of its ids: configuration rules it out.
+    pub fn new(policy: Policy, members: Vec<Member>, pinned: Option<ReplicaId>, now: Instant) -> Engine {
+        assert!(!members.is_empty() && members.len() < 256, "one to 255 replicas");
+        assert!(
+            members
+                .iter()
+                .enumerate()
+                .all(|(i, member)| member.id.index() == i),
+            "members in order of id"
+        );
+        let clock = Clock::new(now);
+        let born = clock.last();
+        let windows = Windows::new(&policy);
+        let shards: Vec<usize> = members
+            .iter()
+            .map(|member| usize::from(member.shards.max(1)))
+            .collect();
+        let preferred = members
+            .iter()
+            .min_by_key(|member| (std::cmp::Reverse(member.weight), member.id))
+            .map_or(ReplicaId(0), |member| member.id);
+        let replicas = shards.iter().map(|&count| ReplicaState {
+            evidence: Evidence::new(count, born),
+            standing: Standing::new(born),
+            reading: Reading {
+                fitness: Fitness::Unknown,
+                ground: Ground::NotAnswering,
+            },
+            damping: Damping::default(),
+        });
+        let mut engine = Engine {
+            replicas: replicas.collect(),
+            links: Links::new(&shards, policy.lag_tolerance, born),
+            pinned: pinned.filter(|pin| pin.index() < members.len()),
+            policy,
+            windows,
+            clock,
+            members,
+            preferred,
+            born,
+            tilt: None,
+            epoch: 0,
+            active: None,
+            holding: false,
+            operator_hold: false,
+            moving: None,
+            fence_id: 0,
+            failback: Failback::default(),
+            makeshift: false,
+            last_automatic: None,
+            timers: Timers::default(),
+            outputs: VecDeque::new(),
+            switches: VecDeque::new(),
+        };
+        engine.arm(born);
+        engine
+    }
+
+    /// Takes one input. `now` never needs to be exact, but calls must come at least as often as [`Engine::next_timer`]
+    /// asks, or the gap counts as a stall of the sidecar. A `now` before an earlier one counts as that one.
+    pub fn observe(&mut self, input: Input, now: Instant) {
+        let now = self.enter(now);
+        let asked = self.take_evidence(input, now);
+        self.refresh(now);
+        if let Some(Input::Operator { id, request }) = asked {
+            self.operator(id, request, now);
+        }
+        self.conclude(now);
+    }
+
+    /// To be called when [`Engine::next_timer`] is due. A spurious call is a no-op.
+    pub fn on_timer(&mut self, now: Instant) {
+        let now = self.enter(now);
+        self.refresh(now);
+        self.conclude(now);
+    }
+
+    /// When to call [`Engine::on_timer`] next, on the caller's clock.
+    pub fn next_timer(&self) -> Option<Instant> {
+        self.timers.next().map(|due| self.clock.on_the_wall(due))
+    }
+
+    /// The next output, in the order of the decisions.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// The layout of `replica` changed to `count` shards (zero counts as one): its evidence by shard starts again,
+    /// without an alarm, and a fence that was crossing the old layout is called off.
+    pub fn set_shards(&mut self, replica: ReplicaId, count: u16) {
+        let now = self.clock.last();
+        let count = count.max(1);
+        let Some(member) = self
+            .members
+            .get_mut(replica.index())
+            .filter(|member| member.shards != count)
+        else {
+            return;
+        };
+        member.shards = count;
+        self.replicas[replica.index()]
+            .evidence
+            .relayout(usize::from(count));
+        self.links.relayout(replica, usize::from(count), now);
+        if self.active == Some(replica) && self.moving.as_ref().is_some_and(Move::fencing) {
+            let why = format!(
+                "{} now has {count} shards: the fence no longer covers it",
+                self.name(replica)
+            );
+            self.call_off(&why);
+        }
+        self.refresh(now);
+        self.conclude(now);
+    }
+
+    fn enter(&mut self, now: Instant) -> Moment {
+        let (now, stall) = self.clock.advance(now, self.policy.tilt_after, self.windows.tick);
+        if let Some(stalled) = stall {
+            self.tilt_on(stalled, now);
+        }
+        now
+    }
+
+    /// Files evidence where it belongs; hands an operator's request back, which wants the evidence read first.
+    fn take_evidence(&mut self, input: Input, now: Moment) -> Option<Input> {
+        let tilt = self.tilt.is_some();
+        match input {
+            Input::HeartbeatSent { on, shard, seq } => {
+                if let Some(state) = self.replicas.get_mut(on.index()) {
+                    state
+                        .evidence
+                        .beat_sent(usize::from(shard.0), seq, &self.windows, now);
+                }
+            }
+            Input::HeartbeatHeard {
+                from,
+                to,
+                shard,
+                seq,
+                age,
+            } => {
+                let heard = Heard {
+                    from,
+                    to,
+                    shard,
+                    seq,
+                    age,
+                };
+                if self.links.hear(heard, &self.windows, now, tilt) && from == to {
+                    self.replicas[from.index()]
+                        .evidence
+                        .echo_heard(usize::from(shard.0), seq);
+                    if let Some(tilt) = self.tilt.as_mut().filter(|_| self.active == Some(from)) {
+                        tilt.active_heard();
+                    }
+                }
+            }
+            Input::Probe {
+                replica,
+                shard,
+                kind,
+                outcome,
+            } => {
+                let state = self.replicas.get_mut(replica.index())?;
+                let shard = usize::from(shard.0);
+                match kind {
+                    ProbeKind::Ping => state.evidence.ping(shard, &outcome, now, tilt),
+                    ProbeKind::Write => state.evidence.write(shard, &outcome, now, tilt),
+                }
+                if let Some(tilt) = self.tilt.as_mut().filter(|_| self.active == Some(replica))
+                    && kind == ProbeKind::Ping
+                    && outcome.is_ok()
+                {
+                    tilt.active_answered();
+                }
+            }
+            Input::Subscribed { replica } => {
+                if let Some(state) = self.replicas.get_mut(replica.index()) {
+                    state.evidence.subscribed(now);
+                    self.links.subscribed(replica, now);
+                }
+            }
+            Input::Passive { replica, seen } => self.passive(replica, seen, now),
+            Input::Drained { epoch } => self.drained(epoch, now),
+            Input::FenceHeard { id, to, shard } => self.fence_heard(id, to, shard, now),
+            Input::Operator { .. } => return Some(input),
+        }
+        None
+    }
+
+    fn passive(&mut self, replica: ReplicaId, seen: PassiveEvidence, now: Moment) {
+        let tilt = self.tilt.is_some();
+        if let Some(state) = self.replicas.get_mut(replica.index()) {
+            state.evidence.passive(seen, now, tilt);
+        }
+    }
+
+    /// Reads all evidence anew and tells what changed.
+    fn refresh(&mut self, now: Moment) {
+        for id in 0..self.replicas.len() {
+            let answers = self.freshly_answers(self.members[id].id, now);
+            let evidence = &mut self.replicas[id].evidence;
+            evidence.age_echoes(&self.windows, now);
+            evidence.age_writes(answers, &self.windows, now);
+        }
+        let changes = self.links.update(&self.windows, now);
+        for id in self.ids() {
+            self.refresh_health(id, now);
+        }
+        for change in changes {
+            self.tell_link(change, now);
+        }
+        self.refresh_fitness(now);
+    }
+
+    fn refresh_health(&mut self, id: ReplicaId, now: Moment) {
+        let state = &mut self.replicas[id.index()];
+        let failures = self.policy.connect_failures;
+        let judgement = judge(id, &state.evidence, &self.links, failures, &self.windows, now);
+        let known = state.evidence.live().is_some();
+        let Some(from) = state.standing.update(judgement, known, &self.windows, now) else {
+            return;
+        };
+        let to = state.standing.health;
+        if to == Health::Down {
+            state.evidence.forget_writes();
+            if from != Health::Unknown {
+                state.damping.strike(&self.windows, now);
+            }
+        } else if from == Health::Down {
+            state.damping.returned(now);
+        }
+        let why = match to {
+            Health::Recovering => "it answers again".to_owned(),
+            _ => state.standing.finding.to_string(),
+        };
+        self.tell(Event::Health {
+            replica: id,
+            from,
+            to,
+            why,
+        });
+    }
+
+    fn refresh_fitness(&mut self, now: Moment) {
+        let readings: Vec<Reading> =
+            self.with_matrix(|matrix| self.ids().map(|id| matrix.read(id)).collect());
+        for (id, reading) in self.ids().zip(readings) {
+            let before = std::mem::replace(&mut self.replicas[id.index()].reading, reading);
+            if before.fitness != reading.fitness {
+                let why = self.fitness_words(id, now);
+                self.tell(Event::Fitness {
+                    replica: id,
+                    from: before.fitness,
+                    to: reading.fitness,
+                    why,
+                });
+            }
+        }
+    }
+
+    /// Runs `read` on the link matrix as it stands.
+    pub(super) fn with_matrix<T>(&self, read: impl FnOnce(&Matrix<'_>) -> T) -> T {
+        let healths: Vec<Health> = self.replicas.iter().map(|state| state.standing.health).collect();
+        let writable: Vec<Option<bool>> = self
+            .replicas
+            .iter()
+            .map(|state| state.evidence.writable())
+            .collect();
+        read(&Matrix {
+            healths: &healths,
+            writable: &writable,
+            links: &self.links,
+        })
+    }
+
+    fn tell_link(&mut self, change: Change, now: Moment) {
+        let Change { from, to, shard, up } = change;
+        let mut why = self.link_words(from, to, usize::from(shard.0), now);
+        for end in [from, to] {
+            if !up && self.replicas[end.index()].standing.health == Health::Down && !why.ends_with("is down")
+            {
+                why = format!("{why}; {} is down", self.name(end));
+            }
+        }
+        self.tell(Event::Link {
+            from,
+            to,
+            shard,
+            up,
+            why,
+        });
+    }
+
+    /// Acts on what the evidence says, and sets the timers.
+    fn conclude(&mut self, now: Moment) {
+        self.settle_tilt(now);
+        self.consider_start(now);
+        self.consider_failover(now);
+        self.progress_move(now);
+        self.consider_failback(now);
+        self.arm(now);
+        if cfg!(debug_assertions) {
+            self.check_invariants();
+        }
+    }
+
+    fn tilt_on(&mut self, stalled: Duration, now: Moment) {
+        self.tilt = Some(Tilt::new(stalled, now));
+        let why = format!(
+            "the sidecar itself stood still for {} (limit {}): nothing is decided until evidence is fresh",
+            Secs(stalled),
+            Secs(self.policy.tilt_after)
+        );
+        self.tell(Event::Tilt { on: true, why });
+        if self.moving.as_ref().is_some_and(|moving| moving.asked.is_none()) {
+            self.call_off("the sidecar itself stood still");
+        }
+    }
+
+    fn settle_tilt(&mut self, now: Moment) {
+        let Some(tilt) = self.tilt.filter(|tilt| tilt.settled(&self.windows, now)) else {
+            return;
+        };
+        self.tilt = None;
+        let why = format!(
+            "evidence is fresh again, {} after a stall of {}",
+            Secs(now.since(tilt.since)),
+            Secs(tilt.stalled)
+        );
+        self.tell(Event::Tilt { on: false, why });
+    }
+
+    fn arm(&mut self, now: Moment) {
+        let silence = self
+            .replicas
+            .iter()
+            .filter(|state| state.standing.health != Health::Down);
+        let silence = silence.map(|state| silent_at(&state.evidence, &self.windows));
+        self.timers.set(Timer::Tick, Some(now.plus(self.windows.tick)));
+        self.timers
+            .set(Timer::Silence, silence.filter(|&due| due > now.awake).min());
+        let startup = self
+            .active
+            .is_none()
+            .then(|| self.born.plus(self.windows.startup));
+        self.timers.set(Timer::Startup, startup);
+        self.timers
+            .set(Timer::Move, self.moving.as_ref().map(Move::deadline));
+        self.timers
+            .set(Timer::Dwell, self.dwell_ends().filter(|&due| due > now.awake));
+        self.timers
+            .set(Timer::Grace, self.grace_ends().filter(|&due| due > now.awake));
+        self.timers.set(
+            Timer::Settle,
+            self.tilt.map(|tilt| tilt.settles_at(&self.windows)),
+        );
+    }
+
+    /// When dwell lets the next unforced switch happen.
+    pub(super) fn dwell_ends(&self) -> Option<Instant> {
+        self.last_automatic.map(|last| last.plus(self.policy.dwell))
+    }
+
+    /// Publishes a route to the active replica as things stand.
+    pub(super) fn publish(&mut self, holding: bool, abandon_others: bool) {
+        let Some(write) = self.active else { return };
+        self.epoch += 1;
+        self.holding = holding;
+        self.outputs.push_back(Output::Route(RouteOrder {
+            epoch: self.epoch,
+            write,
+            read: self.read_split(),
+            holding,
+            abandon_others,
+        }));
+    }
+
+    /// Which replica reads go to. A staged failback will split it here; until then all go to the active.
+    pub(super) fn read_split(&self) -> Vec<(ReplicaId, u8)> {
+        self.active.map(|active| vec![(active, 100)]).unwrap_or_default()
+    }
+
+    /// Changes the active replica: route, event and bookkeeping.
+    pub(super) fn take(&mut self, taking: Taking, now: Moment) {
+        let from = self.active.replace(taking.to);
+        self.publish(self.operator_hold, taking.abandon);
+        if taking.automatic && taking.reason != SwitchReason::Startup {
+            self.last_automatic = Some(now);
+        }
+        self.makeshift = taking.reason == SwitchReason::LastSurvivor;
+        self.failback_after_switch(from, &taking, now);
+        let switched = Switched {
+            epoch: self.epoch,
+            from,
+            to: taking.to,
+            reason: taking.reason,
+            why: taking.why,
+            detect: taking.detect,
+            fence: taking.fence,
+            switch: taking.switch,
+        };
+        if self.switches.len() == SWITCHES_KEPT {
+            self.switches.pop_front();
+        }
+        self.switches.push_back((now.real, switched.clone()));
+        self.tell(Event::Switched(switched));
+    }
+
+    pub(super) fn tell(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+
+    pub(super) fn answer(&mut self, asked: Option<u64>, result: Result<String, String>) {
+        if let Some(id) = asked {
+            self.outputs.push_back(Output::Answer { id, result });
+        }
+    }
+
+    pub(super) fn ids(&self) -> impl Iterator<Item = ReplicaId> + use<> {
+        (0_u8..).map(ReplicaId).take(self.members.len())
+    }
+
+    pub(super) fn name(&self, id: ReplicaId) -> &str {
+        self.members.get(id.index()).map_or("?", |member| &member.name)
+    }
+}

@@ -1,0 +1,355 @@
+//! What is known of each replica by itself: probes, own heartbeats, the data plane's observations.
+//!
+//! Owns the raw evidence and its counting rules. Never draws a conclusion about health (see `health`) and never
+//! forgets positive evidence's time: that is what silence is measured from.
+//!
+//! | evidence | counts as |
+//! |---|---|
+//! | PING answered | liveness, and proof |
+//! | write answered | liveness, and proof of writability of its shard |
+//! | heartbeat accepted | liveness; starts the wait for its echo |
+//! | alive on the data plane | liveness only |
+//! | refused | hard: a few in a row are enough |
+//! | broken, timeouts, rejected on the data plane | soft: only together, and only with silence |
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::event::{PassiveEvidence, ProbeFailure};
+use super::moment::Moment;
+use super::windows::{WRITES_IN_A_ROW, Windows};
+
+/// Soft evidence kept per replica; a window never needs more.
+const SOFT_KEPT: usize = 32;
+
+/// All that one replica showed.
+#[derive(Clone, Debug)]
+pub(super) struct Evidence {
+    /// By shard; the first stands for the whole replica and always counts, the others once they were probed.
+    pub(super) pings: Vec<Ping>,
+    /// By shard.
+    pub(super) beats: Vec<Beats>,
+    /// By shard.
+    pub(super) writes: Vec<Writes>,
+    /// When the data plane last had an answer.
+    pub(super) alive: Option<Moment>,
+    /// When the monitor's subscription was last established.
+    pub(super) subscribed: Option<Moment>,
+    /// When the engine began to watch.
+    pub(super) born: Moment,
+    soft: VecDeque<(Moment, PassiveEvidence)>,
+}
+
+/// The PING probes of one shard.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ping {
+    /// Whether this shard was ever probed by itself.
+    pub(super) probed: bool,
+    /// The newest good answer.
+    pub(super) ok: Option<Moment>,
+    /// Its round-trip time.
+    pub(super) rtt: Option<Duration>,
+    /// Failures of any kind since the newest good answer.
+    pub(super) failures: u32,
+    /// Error answers since the newest good answer, and the first of them.
+    pub(super) rejected: u32,
+    pub(super) rejected_since: Option<Moment>,
+    /// The newest error answer's first word.
+    pub(super) word: String,
+    /// Refused connects in a row, by probes and by links, without any success between.
+    pub(super) refused: u32,
+}
+
+/// The heartbeats published on one shard, as far as their own echo is awaited.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Beats {
+    sent_seq: Option<u64>,
+    /// When the replica last accepted one.
+    pub(super) sent: Option<Moment>,
+    heard_seq: Option<u64>,
+    /// Accepted, and not heard again yet.
+    pub(super) unheard: u32,
+    /// Since when misses are counted.
+    pub(super) unheard_since: Option<Moment>,
+    /// The same without the excuse of a renewed subscription.
+    unheard_ever_since: Option<Moment>,
+    /// Past its window; only a fresh echo takes it back.
+    pub(super) lost: bool,
+}
+
+/// The write probes of one shard.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Writes {
+    /// The newest accepted write.
+    pub(super) ok: Option<Moment>,
+    /// With hysteresis; `None` until proved since the replica was last down.
+    pub(super) writable: Option<bool>,
+    /// Failures in a row.
+    pub(super) failures: u32,
+    oks: u32,
+    /// Whether the newest failure was no answer at all.
+    pub(super) unanswered: bool,
+    /// The newest failure, in words.
+    pub(super) word: String,
+}
+
+impl Evidence {
+    pub(super) fn new(shards: usize, now: Moment) -> Evidence {
+        Evidence {
+            pings: vec![Ping::default(); shards],
+            beats: vec![Beats::default(); shards],
+            writes: vec![Writes::default(); shards],
+            alive: None,
+            subscribed: None,
+            born: now,
+            soft: VecDeque::new(),
+        }
+    }
+
+    /// A new layout: evidence by shard starts again, evidence of the whole replica stays.
+    pub(super) fn relayout(&mut self, shards: usize) {
+        self.pings.truncate(1);
+        self.pings.resize(shards, Ping::default());
+        self.beats = vec![Beats::default(); shards];
+        self.writes = vec![Writes::default(); shards];
+    }
+
+    /// The newest answer of any kind to a request: a PING's (of the whole replica) or one on the data plane.
+    pub(super) fn live(&self) -> Option<Moment> {
+        self.pings[0].ok.max(self.alive)
+    }
+
+    /// Round-trip time of the newest good PING.
+    pub(super) fn rtt(&self) -> Option<Duration> {
+        self.pings[0].rtt
+    }
+
+    /// Takes a PING's outcome. `tilt`: the sidecar's own stall explains a time-out.
+    pub(super) fn ping(
+        &mut self,
+        shard: usize,
+        outcome: &Result<Duration, ProbeFailure>,
+        now: Moment,
+        tilt: bool,
+    ) {
+        let Some(ping) = self.pings.get_mut(shard) else {
+            return;
+        };
+        ping.probed = true;
+        match outcome {
+            Ok(rtt) => {
+                ping.ok = Some(now);
+                ping.rtt = Some(*rtt);
+                ping.failures = 0;
+                ping.rejected = 0;
+                ping.rejected_since = None;
+                ping.refused = 0;
+            }
+            Err(ProbeFailure::Timeout) if tilt => {}
+            Err(failure) => {
+                ping.failures = ping.failures.saturating_add(1);
+                match failure {
+                    ProbeFailure::Refused => ping.refused = ping.refused.saturating_add(1),
+                    ProbeFailure::Rejected(word) => {
+                        ping.rejected = ping.rejected.saturating_add(1);
+                        ping.rejected_since.get_or_insert(now);
+                        ping.word.clone_from(word);
+                    }
+                    ProbeFailure::Broken => self.soften(PassiveEvidence::Broken, now),
+                    ProbeFailure::Timeout => {}
+                }
+            }
+        }
+    }
+
+    /// Takes a write probe's outcome. Any error means not writable; a connection's failure says nothing of writes.
+    pub(super) fn write(
+        &mut self,
+        shard: usize,
+        outcome: &Result<Duration, ProbeFailure>,
+        now: Moment,
+        tilt: bool,
+    ) {
+        let Some(writes) = self.writes.get_mut(shard) else {
+            return;
+        };
+        match outcome {
+            Ok(_) => {
+                writes.ok = Some(now);
+                writes.failures = 0;
+                writes.oks = writes.oks.saturating_add(1);
+                if writes.writable != Some(false) || writes.oks >= WRITES_IN_A_ROW {
+                    writes.writable = Some(true);
+                }
+                if let Some(ping) = self.pings.get_mut(shard) {
+                    ping.refused = 0;
+                }
+            }
+            Err(ProbeFailure::Timeout) if tilt => {}
+            Err(ProbeFailure::Timeout) => writes.fail(true, "no answer"),
+            Err(ProbeFailure::Rejected(word)) => writes.fail(false, word),
+            Err(ProbeFailure::Refused) => {
+                if let Some(ping) = self.pings.get_mut(shard) {
+                    ping.refused = ping.refused.saturating_add(1);
+                }
+            }
+            Err(ProbeFailure::Broken) => self.soften(PassiveEvidence::Broken, now),
+        }
+    }
+
+    /// The replica was called down: writability must be proved anew.
+    pub(super) fn forget_writes(&mut self) {
+        self.writes.fill(Writes::default());
+    }
+
+    /// Writes that nobody refused and nobody accepted either: the probe may still be waiting for its answer.
+    pub(super) fn age_writes(&mut self, answers: bool, windows: &Windows, now: Moment) {
+        if !answers {
+            return;
+        }
+        for writes in &mut self.writes {
+            if writes.writable == Some(true) && writes.ok.is_some_and(|ok| now.since(ok) >= windows.write) {
+                writes.writable = Some(false);
+                writes.oks = 0;
+                writes.unanswered = true;
+                "no answer".clone_into(&mut writes.word);
+            }
+        }
+    }
+
+    /// `Some(true)` when every shard accepts writes, `Some(false)` when one does not.
+    pub(super) fn writable(&self) -> Option<bool> {
+        if self.writes.iter().any(|writes| writes.writable == Some(false)) {
+            Some(false)
+        } else if self.writes.iter().all(|writes| writes.writable == Some(true)) {
+            Some(true)
+        } else {
+            None
+        }
+    }
+
+    /// Takes what a link saw.
+    pub(super) fn passive(&mut self, seen: PassiveEvidence, now: Moment, tilt: bool) {
+        match seen {
+            PassiveEvidence::Alive => {
+                self.alive = Some(now);
+                self.pings[0].refused = 0;
+            }
+            PassiveEvidence::Refused => self.pings[0].refused = self.pings[0].refused.saturating_add(1),
+            PassiveEvidence::ConnectTimeout | PassiveEvidence::ResponseTimeout if tilt => {}
+            PassiveEvidence::ConnectTimeout
+            | PassiveEvidence::ResponseTimeout
+            | PassiveEvidence::Broken
+            | PassiveEvidence::Rejected => self.soften(seen, now),
+        }
+    }
+
+    fn soften(&mut self, seen: PassiveEvidence, now: Moment) {
+        if self.soft.len() == SOFT_KEPT {
+            self.soft.pop_front();
+        }
+        self.soft.push_back((now, seen));
+    }
+
+    /// Soft evidence within `window` that no liveness came after.
+    pub(super) fn soft_unanswered(&self, window: Duration, now: Moment) -> usize {
+        let live = self.live();
+        self.soft
+            .iter()
+            .filter(|(at, _)| now.since(*at) < window && live.is_none_or(|live| *at > live))
+            .count()
+    }
+
+    /// Soft evidence within `window` beyond mere disconnects, whatever came after.
+    pub(super) fn soft_repeated(&self, window: Duration, now: Moment) -> usize {
+        self.soft
+            .iter()
+            .filter(|(at, seen)| now.since(*at) < window && *seen != PassiveEvidence::Broken)
+            .count()
+    }
+
+    /// A heartbeat was accepted by the replica.
+    pub(super) fn beat_sent(&mut self, shard: usize, seq: u64, windows: &Windows, now: Moment) {
+        if let Some(ping) = self.pings.get_mut(shard) {
+            ping.refused = 0;
+        }
+        let Some(beats) = self.beats.get_mut(shard) else {
+            return;
+        };
+        let resumed = beats.sent.is_none_or(|sent| now.since(sent) >= windows.link);
+        beats.sent = Some(now);
+        beats.sent_seq = beats.sent_seq.max(Some(seq));
+        if beats.heard_seq >= Some(seq) {
+            return;
+        }
+        if resumed || beats.unheard == 0 {
+            // What was sent before a pause in the sending says nothing of now.
+            beats.unheard = 0;
+            beats.unheard_since = Some(now);
+            beats.unheard_ever_since = Some(now);
+        }
+        beats.unheard = beats.unheard.saturating_add(1);
+    }
+
+    /// Its own echo came back in time.
+    pub(super) fn echo_heard(&mut self, shard: usize, seq: u64) {
+        let Some(beats) = self.beats.get_mut(shard) else {
+            return;
+        };
+        beats.heard_seq = beats.heard_seq.max(Some(seq));
+        beats.lost = false;
+        match beats.sent_seq {
+            Some(sent) if sent > seq => {
+                beats.unheard = u32::try_from(sent - seq).unwrap_or(u32::MAX);
+                beats.unheard_since = beats.sent;
+                beats.unheard_ever_since = beats.sent;
+            }
+            _ => {
+                beats.unheard = 0;
+                beats.unheard_since = None;
+                beats.unheard_ever_since = None;
+            }
+        }
+    }
+
+    /// The monitor's subscription stands again: misses are counted from now.
+    pub(super) fn subscribed(&mut self, now: Moment) {
+        self.subscribed = Some(now);
+        for beats in &mut self.beats {
+            if beats.unheard > 0 {
+                beats.unheard_since = Some(now);
+            }
+        }
+    }
+
+    /// Calls echoes lost that are past their window: while the subscription stands and heartbeats are being sent. A
+    /// subscription that is renewed over and over excuses nothing beyond three windows.
+    pub(super) fn age_echoes(&mut self, windows: &Windows, now: Moment) {
+        if self.subscribed.is_none() {
+            return;
+        }
+        for beats in &mut self.beats {
+            let sending = beats.sent.is_some_and(|sent| now.since(sent) < windows.link);
+            let past = |since: Option<Moment>, window| since.is_some_and(|at| now.since(at) >= window);
+            if sending
+                && beats.unheard >= 2
+                && (past(beats.unheard_since, windows.link)
+                    || past(beats.unheard_ever_since, windows.link.saturating_mul(3)))
+            {
+                beats.lost = true;
+            }
+        }
+    }
+}
+
+impl Writes {
+    fn fail(&mut self, unanswered: bool, word: &str) {
+        self.failures = self.failures.saturating_add(1);
+        self.oks = 0;
+        self.unanswered = unanswered;
+        word.clone_into(&mut self.word);
+        if self.failures >= WRITES_IN_A_ROW {
+            self.writable = Some(false);
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! From a dialled stream to a Redis connection, and from its errors to evidence.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use redis::aio::{MultiplexedConnection, PubSub};
+use redis::{AsyncConnectionConfig, ErrorKind, ProtocolVersion, RedisConnectionInfo, RedisError};
+use tokio::task::JoinHandle;
+
+use super::{Settings, Target};
+use crate::decision::ProbeFailure;
+use crate::dial::{DialError, DialErrorKind, Stream};
+
+/// A failure as evidence, and in words for the log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Failure {
+    pub(super) evidence: ProbeFailure,
+    pub(super) words: String,
+    /// The replica answered with an error, and the connection can be used further.
+    pub(super) usable: bool,
+}
+
+impl Failure {
+    fn new(evidence: ProbeFailure, words: String) -> Failure {
+        Failure {
+            evidence,
+            words,
+            usable: false,
+        }
+    }
+
+    pub(super) fn timeout(what: &str, after: Duration) -> Failure {
+        Failure::new(
+            ProbeFailure::Timeout,
+            format!("no answer to {what} within {after:?}"),
+        )
+    }
+
+    pub(super) fn closed() -> Failure {
+        Failure::new(ProbeFailure::Broken, "the connection was closed".to_owned())
+    }
+
+    /// Whether something answered there, though not as it should: to ask again at once would change nothing.
+    pub(super) fn is_answer(&self) -> bool {
+        matches!(self.evidence, ProbeFailure::Rejected(_))
+    }
+}
+
+impl From<&DialError> for Failure {
+    fn from(error: &DialError) -> Failure {
+        let evidence = match error.kind() {
+            DialErrorKind::Refused => ProbeFailure::Refused,
+            DialErrorKind::Timeout => ProbeFailure::Timeout,
+            DialErrorKind::Tls | DialErrorKind::Files => ProbeFailure::Rejected("TLS".to_owned()),
+            DialErrorKind::Other => ProbeFailure::Broken,
+        };
+        Failure::new(evidence, error.to_string())
+    }
+}
+
+impl From<&RedisError> for Failure {
+    fn from(error: &RedisError) -> Failure {
+        let rejected = |word: &str| ProbeFailure::Rejected(word.to_owned());
+        match (error.kind(), error.code()) {
+            (ErrorKind::Io, _) => Failure::new(ProbeFailure::Broken, error.to_string()),
+            (_, Some(code)) => Failure {
+                evidence: rejected(code),
+                words: match error.detail() {
+                    Some(detail) => format!("{code} {detail}"),
+                    None => code.to_owned(),
+                },
+                usable: true,
+            },
+            (ErrorKind::AuthenticationFailed, None) => Failure::new(rejected("AUTH"), error.to_string()),
+            // Whatever listens there, it is no Redis.
+            (_, None) => Failure::new(rejected("PROTOCOL"), error.to_string()),
+        }
+    }
+}
+
+/// A connection for commands, with the task that drives it.
+pub(super) struct Connection {
+    pub(super) commands: MultiplexedConnection,
+    /// Resolves when the connection is lost, also while it is idle.
+    pub(super) lost: Driver,
+}
+
+/// Runs a connection; ends it when dropped.
+pub(super) struct Driver(JoinHandle<()>);
+
+impl Future for Driver {
+    type Output = Failure;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Failure> {
+        Pin::new(&mut self.0).poll(cx).map(|_| Failure::closed())
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Within `timeout`, or a failure that names `what`.
+pub(super) async fn within<T>(
+    timeout: Duration,
+    what: &str,
+    answer: impl Future<Output = Result<T, RedisError>>,
+) -> Result<T, Failure> {
+    match tokio::time::timeout(timeout, answer).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(Failure::from(&error)),
+        Err(_) => Err(Failure::timeout(what, timeout)),
+    }
+}
+
+async fn dial(target: &Target, settings: &Settings) -> Result<Stream, Failure> {
+    target
+        .dialer
+        .connect(settings.connect_timeout)
+        .await
+        .map_err(|error| Failure::from(&error))
+}
+
+fn info() -> RedisConnectionInfo {
+    RedisConnectionInfo::default()
+        .set_protocol(ProtocolVersion::RESP2)
+        .set_lib_name("pulsegate", env!("CARGO_PKG_VERSION"))
+}
+
+/// Dials, and authenticates when the endpoint has credentials.
+pub(super) async fn commands(target: &Target, settings: &Settings) -> Result<Connection, Failure> {
+    let stream = dial(target, settings).await?;
+    // No set-up through the library: it waits for an answer without a limit and hides the server's own words.
+    let config = AsyncConnectionConfig::new().set_response_timeout(None);
+    let info = info().set_skip_set_lib_name();
+    let opened = MultiplexedConnection::new_with_config(&info, stream, config);
+    let (mut commands, driver) = within(settings.answer_timeout, "the connection's set-up", opened).await?;
+    let lost = Driver(tokio::spawn(driver));
+
+    if let Some(credentials) = &target.dialer.endpoint().credentials {
+        let mut auth = redis::cmd("AUTH");
+        if let Some(username) = &credentials.username {
+            auth.arg(username);
+        }
+        auth.arg(credentials.password.expose());
+        within(settings.answer_timeout, "AUTH", auth.exec_async(&mut commands)).await?;
+    }
+    Ok(Connection { commands, lost })
+}
+
+/// Dials, authenticates, and turns the connection into one that listens.
+pub(super) async fn pubsub(target: &Target, settings: &Settings) -> Result<PubSub, Failure> {
+    let stream = dial(target, settings).await?;
+    let mut info = info();
+    if let Some(credentials) = &target.dialer.endpoint().credentials {
+        if let Some(username) = &credentials.username {
+            info = info.set_username(username);
+        }
+        info = info.set_password(credentials.password.expose());
+    }
+    within(
+        settings.answer_timeout,
+        "the connection's set-up",
+        PubSub::new(&info, stream),
+    )
+    .await
+}
+
+/// Logs a failure once, not at every attempt, and the end of it.
+#[derive(Debug)]
+pub(super) struct Complaint {
+    about: &'static str,
+    replica: std::sync::Arc<str>,
+    last: Option<String>,
+}
+
+impl Complaint {
+    pub(super) fn new(about: &'static str, replica: &std::sync::Arc<str>) -> Complaint {
+        Complaint {
+            about,
+            replica: std::sync::Arc::clone(replica),
+            last: None,
+        }
+    }
+
+    pub(super) fn failed(&mut self, words: &str) {
+        if self.last.as_deref() != Some(words) {
+            tracing::warn!(replica = %self.replica, "{} fails: {words}", self.about);
+            self.last = Some(words.to_owned());
+        }
+    }
+
+    pub(super) fn works(&mut self) {
+        if self.last.take().is_some() {
+            tracing::info!(replica = %self.replica, "{} works again", self.about);
+        }
+    }
+}
