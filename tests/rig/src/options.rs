@@ -1,0 +1,122 @@
+//! What a rig is to be made of.
+
+use std::collections::BTreeSet;
+
+/// Names of the first regions when the caller names none.
+pub const DEFAULT_NAMES: [&str; 3] = ["local", "remote", "third"];
+
+/// What a [`Rig`](crate::Rig) is made of.
+///
+/// ```
+/// # use rig::RigOptions;
+/// let two = RigOptions::default();
+/// let three = RigOptions::new(["eu", "us", "asia"]).password("secret").direct("eu").server_arg("--maxclients", "50");
+/// # assert_eq!((two.regions.len(), three.regions.len()), (2, 3));
+/// ```
+#[derive(Clone, Debug)]
+pub struct RigOptions {
+    /// One to three names of letters, digits, `-` and `_`.
+    pub regions: Vec<String>,
+    /// `requirepass` of every server.
+    pub password: Option<String>,
+    /// More arguments for every server.
+    pub server_args: Vec<String>,
+    /// Regions whose applications bypass the relay: for measurements. The relay's faults do not work there.
+    pub direct: BTreeSet<String>,
+}
+
+impl Default for RigOptions {
+    /// Two regions, `local` and `remote`.
+    fn default() -> Self {
+        Self::new(DEFAULT_NAMES.into_iter().take(2))
+    }
+}
+
+impl RigOptions {
+    /// Regions with these names, and nothing special.
+    pub fn new<Name: Into<String>>(regions: impl IntoIterator<Item = Name>) -> Self {
+        Self {
+            regions: regions.into_iter().map(Into::into).collect(),
+            password: None,
+            server_args: Vec::new(),
+            direct: BTreeSet::new(),
+        }
+    }
+
+    /// As many regions, with the default names.
+    #[must_use]
+    pub fn count(regions: usize) -> Self {
+        let names = DEFAULT_NAMES.iter().map(|&name| name.to_owned());
+        Self::new(
+            names
+                .chain((DEFAULT_NAMES.len()..).map(|n| format!("region-{}", n + 1)))
+                .take(regions),
+        )
+    }
+
+    /// Sets the servers' password.
+    #[must_use]
+    pub fn password(mut self, password: impl Into<String>) -> Self {
+        self.password = Some(password.into());
+        self
+    }
+
+    /// Adds one argument with its value to the servers' command line.
+    #[must_use]
+    pub fn server_arg(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.server_args.extend([name.into(), value.into()]);
+        self
+    }
+
+    /// Lets this region's applications bypass the relay.
+    #[must_use]
+    pub fn direct(mut self, region: impl Into<String>) -> Self {
+        self.direct.insert(region.into());
+        self
+    }
+
+    pub(crate) fn validate(&self) -> anyhow::Result<()> {
+        let count = self.regions.len();
+        anyhow::ensure!((1..=3).contains(&count), "a rig has 1 to 3 regions, not {count}");
+        for (at, name) in self.regions.iter().enumerate() {
+            let plain = |letter: char| letter.is_ascii_alphanumeric() || letter == '-' || letter == '_';
+            anyhow::ensure!(
+                !name.is_empty() && name.chars().all(plain),
+                "region name {name:?}: letters, digits, - and _ only"
+            );
+            anyhow::ensure!(
+                !self.regions[..at].contains(name),
+                "region name {name:?} is given twice"
+            );
+        }
+        let stranger = self.direct.iter().find(|name| !self.regions.contains(name));
+        anyhow::ensure!(
+            stranger.is_none(),
+            "direct: no region is called {:?}",
+            stranger.map_or("", |name| name)
+        );
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_built_is_refused_by_name() {
+        let refusal = |options: RigOptions| options.validate().expect_err("must be refused").to_string();
+        assert!(refusal(RigOptions::count(0)).contains("1 to 3"));
+        assert!(refusal(RigOptions::count(4)).contains("not 4"));
+        assert!(refusal(RigOptions::new(["a b"])).contains("\"a b\""));
+        assert!(refusal(RigOptions::new(["a", "b", "a"])).contains("\"a\" is given twice"));
+        assert!(refusal(RigOptions::default().direct("elsewhere")).contains("\"elsewhere\""));
+        assert!(
+            RigOptions::count(3)
+                .password("p")
+                .direct("third")
+                .validate()
+                .is_ok()
+        );
+    }
+}

@@ -1,0 +1,276 @@
+//! One pull syncer: reads one source's replication stream and applies it on one destination, exactly once.
+//!
+//! It owns its two connections and nothing else: where it stands is written in the destination's [`books`], in the same
+//! script as the effects. So after any break it asks the destination and goes on from there. It never writes to
+//! the source, and what it writes never enters the destination's own stream.
+//!
+//! ```text
+//!             ┌──────────── any error, after a short wait ────────────┐
+//!             ▼                                                       │
+//! Connecting ──▶ (PSYNC) ─┬─ +CONTINUE ──────────────▶ Streaming ─────┤
+//!      ▲                  └─ +FULLRESYNC ─▶ Copying ──▶    │          │
+//!      └── heal ── Cut ◀── cut, from anywhere ◀────────────┴──────────┘
+//! ```
+
+mod books;
+mod position;
+mod rebuild;
+pub(crate) mod scripts;
+mod server;
+mod session;
+mod stream;
+mod wide;
+
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::endpoint::Endpoint;
+pub(crate) use server::RefusalLock;
+
+/// Wait before the next try after a failure: the first, and the longest.
+const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
+
+/// Why a syncer had to start over.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SyncError {
+    /// The connection to the source broke.
+    #[error("source: {0}")]
+    Source(#[source] std::io::Error),
+    /// The destination ended.
+    #[error("destination: {0}")]
+    Destination(#[source] std::io::Error),
+    /// The source answered, but with an error.
+    #[error("source refused: {0}")]
+    Refused(String),
+    /// Commands on the source or on the destination failed.
+    #[error("server: {0}")]
+    Server(#[from] redis::RedisError),
+    /// The books stand elsewhere: a script of an earlier connection came through, or the data is gone.
+    #[error("the destination's books have moved: {0:?}")]
+    Moved(String),
+    /// The source is not in a state to be copied yet.
+    #[error("not yet: {0}")]
+    NotYet(&'static str),
+    /// Not what the protocol says.
+    #[error("protocol: {0}")]
+    Protocol(String),
+    /// The operator cut the link.
+    #[error("cut")]
+    Cut,
+}
+
+impl SyncError {
+    fn silent(what: &'static str) -> Self {
+        Self::Source(std::io::Error::new(std::io::ErrorKind::TimedOut, what))
+    }
+}
+
+/// What a syncer is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SyncerState {
+    /// Not attached: trying, or waiting for the next try.
+    Connecting,
+    /// Attached, copying the source's keys.
+    Copying,
+    /// Attached, applying effects as they come.
+    Streaming,
+    /// Cut by the operator; keeps its place.
+    Cut,
+}
+
+/// A syncer's state and counters. Counters start with the syncer and never go back.
+#[derive(Clone, Debug, Serialize)]
+pub struct SyncerStatus {
+    /// Region read from.
+    pub from: String,
+    /// Region applied to.
+    pub to: String,
+    /// What it is doing.
+    pub state: SyncerState,
+    /// The source's replication id that `offset` counts in; empty until the first attachment.
+    pub replid: String,
+    /// The destination's process (`run_id`) that it applies to; empty until the first attachment.
+    pub to_run: String,
+    /// The last byte of the source's stream that the destination has acknowledged.
+    pub offset: u64,
+    /// Effects acknowledged by the destination.
+    pub applied: u64,
+    /// Effects that the destination answered with an error, or that no script can apply.
+    pub failed: u64,
+    /// Attachments that went on where they had stopped (`+CONTINUE`).
+    pub partial_resyncs: u64,
+    /// Attachments that could not (`+FULLRESYNC`), followed by a copy.
+    pub full_resyncs: u64,
+    /// The latest error, kept after recovery.
+    pub last_error: Option<String>,
+}
+
+/// What the operator wants of a link.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LinkControl {
+    pub(crate) cut: bool,
+    pub(crate) delay: Duration,
+}
+
+/// One side of a link.
+#[derive(Clone, Debug)]
+pub(crate) struct Side {
+    pub(crate) name: String,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) refusals: RefusalLock,
+}
+
+impl Side {
+    pub(crate) fn new(name: &str, endpoint: Endpoint) -> Self {
+        Self {
+            name: name.to_owned(),
+            endpoint,
+            refusals: RefusalLock::default(),
+        }
+    }
+}
+
+/// Writes into `to`'s books that it has all of what the sources have now: true only when all of them are empty.
+/// With it no copy is needed at the start.
+pub(crate) async fn begin_equal(to: &Endpoint, sources: &[(&str, Endpoint)]) -> anyhow::Result<()> {
+    let mut here = server::Server::connect(to, RefusalLock::default()).await?;
+    for (name, endpoint) in sources {
+        let there = server::Server::connect(endpoint, RefusalLock::default())
+            .await?
+            .books()
+            .await?;
+        let place = there.lineage.at(there.lineage.offset, 0);
+        here.apply(&books::field(name), None, &place, &[]).await?;
+    }
+    Ok(())
+}
+
+/// A running syncer; dropping it ends it.
+#[derive(Debug)]
+#[must_use = "a dropped syncer ends"]
+pub struct Syncer {
+    control: watch::Sender<LinkControl>,
+    status: watch::Receiver<SyncerStatus>,
+    task: JoinHandle<()>,
+}
+
+impl Syncer {
+    /// Starts a syncer between two servers that are not part of a [`Rig`](crate::Rig). The names identify the servers
+    /// in the destination's books: give the same ones each time, and the same ones to the syncer of the other direction.
+    pub fn between(from_name: &str, from: Endpoint, to_name: &str, to: Endpoint) -> Self {
+        Self::spawn(Side::new(from_name, from), Side::new(to_name, to))
+    }
+
+    pub(crate) fn spawn(from: Side, to: Side) -> Self {
+        let (control, wanted) = watch::channel(LinkControl::default());
+        let (progress, status) = watch::channel(SyncerStatus {
+            from: from.name.clone(),
+            to: to.name.clone(),
+            state: SyncerState::Connecting,
+            replid: String::new(),
+            to_run: String::new(),
+            offset: 0,
+            applied: 0,
+            failed: 0,
+            partial_resyncs: 0,
+            full_resyncs: 0,
+            last_error: None,
+        });
+        let task = tokio::spawn(
+            Link {
+                from,
+                to,
+                wanted,
+                progress,
+                seen: None,
+            }
+            .run(),
+        );
+        Self {
+            control,
+            status,
+            task,
+        }
+    }
+
+    /// The present state and counters.
+    #[must_use]
+    pub fn status(&self) -> SyncerStatus {
+        self.status.borrow().clone()
+    }
+
+    pub(crate) fn control(&self) -> &watch::Sender<LinkControl> {
+        &self.control
+    }
+
+    /// Cuts the link, and returns once nothing more can get through.
+    pub(crate) async fn cut(&self) {
+        self.control.send_modify(|wanted| wanted.cut = true);
+        // An error means that the task is gone: then nothing gets through either.
+        let _ = self
+            .status
+            .clone()
+            .wait_for(|status| status.state == SyncerState::Cut)
+            .await;
+    }
+}
+
+impl Drop for Syncer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The task behind a [`Syncer`].
+struct Link {
+    from: Side,
+    to: Side,
+    wanted: watch::Receiver<LinkControl>,
+    progress: watch::Sender<SyncerStatus>,
+    /// Where we stood when the destination's process was last seen: lets us tell a FLUSHALL from a loss of all data.
+    seen: Option<session::Seen>,
+}
+
+impl Link {
+    async fn run(mut self) {
+        let mut wait = RETRY.0;
+        loop {
+            if self.wanted.borrow_and_update().cut {
+                self.set_state(SyncerState::Cut);
+                if self.wanted.wait_for(|wanted| !wanted.cut).await.is_err() {
+                    return;
+                }
+            }
+            self.set_state(SyncerState::Connecting);
+            let before = self.progress.borrow().partial_resyncs + self.progress.borrow().full_resyncs;
+            let error = self.session().await;
+            if matches!(error, SyncError::Cut) {
+                continue;
+            }
+            tracing::debug!(from = self.from.name, to = self.to.name, %error, "starting over");
+            self.set_state(SyncerState::Connecting);
+            self.progress
+                .send_modify(|status| status.last_error = Some(error.to_string()));
+            let attached =
+                self.progress.borrow().partial_resyncs + self.progress.borrow().full_resyncs > before;
+            wait = if attached {
+                RETRY.0
+            } else {
+                (wait * 2).min(RETRY.1)
+            };
+            let mut wanted = self.wanted.clone();
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                changed = wanted.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    fn set_state(&self, state: SyncerState) {
+        self.progress.send_modify(|status| status.state = state);
+    }
+}
