@@ -124,11 +124,16 @@ fn said_of_given(findings: &mut Findings<'_>, given: &Given, text: &str) {
 /// A replica that is Pulsegate itself would make every command run in circles.
 fn own_listener(findings: &mut Findings<'_>, listener: &Listener, replicas: &[Replica]) {
     for replica in replicas {
-        let is_own = listener.bind.iter().any(|bind| match (bind, &replica.endpoint.address) {
-            (Bind::Unix(own), Address::Unix(path)) => own == path,
-            (Bind::Tcp(own), Address::Tcp { host, port }) => own.port() == *port && is_here(host, own.ip()),
-            _ => false,
-        });
+        let is_own = listener
+            .bind
+            .iter()
+            .any(|bind| match (bind, &replica.endpoint.address) {
+                (Bind::Unix(own), Address::Unix(path)) => own == path,
+                (Bind::Tcp(own), Address::Tcp { host, port }) => {
+                    own.port() == *port && is_here(host, own.ip())
+                }
+                _ => false,
+            });
         if is_own {
             findings.problem(
                 &format!("replica[{}].url", replica.id.index()),
@@ -262,7 +267,10 @@ fn admin(findings: &mut Findings<'_>, listener: &Listener) -> Admin {
     }
     let taken = |own: &Bind| matches!(own, Bind::Tcp(own) if bind.port() != 0 && overlap(*own, bind));
     if listener.bind.iter().any(taken) {
-        findings.problem("admin.bind", "the same address as listener.bind; change one of the two");
+        findings.problem(
+            "admin.bind",
+            "the same address as listener.bind; change one of the two",
+        );
     }
     let token = token.and_then(|path| replicas::secret_in(findings, "admin.token_file", &path));
     let state_file = values.word("admin.state_file");

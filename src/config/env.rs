@@ -30,7 +30,9 @@ pub(super) fn overlay(root: &mut Table, vars: &[(OsString, OsString)], problems:
     let mut found: Vec<(usize, &'static schema::Key, Entry)> = Vec::new();
     for (name, value) in vars {
         let Some(name) = name.to_str() else { continue };
-        let Some(rest) = name.strip_prefix(PREFIX) else { continue };
+        let Some(rest) = name.strip_prefix(PREFIX) else {
+            continue;
+        };
         if NOT_KEYS.contains(&name) || is_service_link(rest) {
             continue;
         }
@@ -155,7 +157,9 @@ fn put(root: &mut Table, path: &str, position: usize, entry: Entry) -> Result<()
         origin: origin.clone(),
     });
     // Anything but a list is a mistake of the file, which the walk reports.
-    let Raw::List(items) = &mut list.raw else { return Ok(()) };
+    let Raw::List(items) = &mut list.raw else {
+        return Ok(());
+    };
     if position > items.len() {
         return Err(format!(
             "there is no replica {} before it; positions count from 0 without a gap",

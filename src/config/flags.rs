@@ -118,9 +118,13 @@ fn take(before: &mut [Entry], name: &str, position: usize) -> Table {
         }),
         _ => Some(String::new()),
     };
-    let named = before.iter().position(|entry| name_in(entry).as_deref() == Some(name));
+    let named = before
+        .iter()
+        .position(|entry| name_in(entry).as_deref() == Some(name));
     let nameless = (position < before.len() && name_in(&before[position]).is_none()).then_some(position);
-    let Some(found) = named.or(nameless) else { return Table::new() };
+    let Some(found) = named.or(nameless) else {
+        return Table::new();
+    };
     // Left behind with a name, so that it is not taken twice and not taken for a nameless one.
     let left = Entry {
         raw: Raw::Bool(false),

@@ -27,15 +27,16 @@ pub(super) fn replicas(findings: &mut Findings<'_>) -> Vec<Replica> {
         );
     }
     if count > MOST_REPLICAS {
-        findings.problem("replica", format!("{count} replicas; at most {MOST_REPLICAS} are possible"));
+        findings.problem(
+            "replica",
+            format!("{count} replicas; at most {MOST_REPLICAS} are possible"),
+        );
     }
-    let mut replicas: Vec<Replica> = Vec::new();
-    for position in 0..count.min(MOST_REPLICAS) {
-        if let Some(replica) = replica(findings, position) {
-            twice(findings, &replicas, &replica);
-            replicas.push(replica);
-        }
-    }
+    let count = count.min(MOST_REPLICAS);
+    let replicas: Vec<Replica> = (0..count)
+        .filter_map(|position| replica(findings, position))
+        .collect();
+    twice(findings, count);
     if count == 1 && replicas.len() == 1 {
         let text = "the only replica: there is nothing to fail over to";
         findings.warning("replica[0].url", text);
@@ -103,17 +104,27 @@ fn missing(findings: &mut Findings<'_>, position: usize, key: &str, example: &st
     });
 }
 
-/// Checks `replica` against those before it.
-fn twice(findings: &mut Findings<'_>, before: &[Replica], replica: &Replica) {
-    for other in before {
-        let (position, first) = (replica.id.index(), other.id.index());
-        if other.name == replica.name {
+/// Checks every replica against those before it, whatever else is wrong with them.
+fn twice(findings: &mut Findings<'_>, count: usize) {
+    let values = findings.values;
+    let at = |position: usize, key: &str| format!("replica[{position}].{key}");
+    let name = |position: usize| values.text(&at(position, "name"));
+    let address = |position: usize| match values.given(&at(position, "url")).map(|given| &given.value) {
+        Some(Value::Url(url)) => Some(&url.address),
+        _ => None,
+    };
+    for position in 0..count {
+        let same_name =
+            (0..position).find(|first| name(position).is_some() && name(*first) == name(position));
+        if let Some(first) = same_name {
             let text = format!("the name of replica[{first}] too; names tell replicas apart");
-            findings.problem(&format!("replica[{position}].name"), text);
+            findings.problem(&at(position, "name"), text);
         }
-        if other.endpoint.address == replica.endpoint.address {
+        let same_address =
+            (0..position).find(|first| address(position).is_some() && address(*first) == address(position));
+        if let Some(first) = same_address {
             let text = format!("the address of replica[{first}] too; each replica is a database of its own");
-            findings.problem(&format!("replica[{position}].url"), text);
+            findings.problem(&at(position, "url"), text);
         }
     }
 }
@@ -191,7 +202,10 @@ fn credentials(findings: &mut Findings<'_>, position: usize, url: Option<&Url>) 
         findings.problem(&at("username"), "empty; remove it for the default user");
     }
     if username.is_some() && in_url(|url| url.username.is_some()) {
-        findings.problem(&at("username"), "the url has a user name too; remove one of the two");
+        findings.problem(
+            &at("username"),
+            "the url has a user name too; remove one of the two",
+        );
     }
     let has_password = values.given(&at("password_file")).is_some()
         || values.is_bad(&at("password_file"))

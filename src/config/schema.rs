@@ -150,7 +150,11 @@ pub(super) fn place(path: &str) -> Place {
         return Place::Key(key);
     }
     let is_section = KEYS.iter().any(|key| is_below(key.path, path));
-    if is_section { Place::Section } else { Place::Unknown }
+    if is_section {
+        Place::Section
+    } else {
+        Place::Unknown
+    }
 }
 
 /// The key of `path`, which the caller takes from the table itself.

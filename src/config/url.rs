@@ -169,7 +169,8 @@ fn parse_identity(identity: &str) -> Result<(Option<String>, Option<Secret>), St
 
 /// RFC 3986, section 2.1.
 fn percent_decoded(text: &str) -> Result<String, String> {
-    let bad = || "a % in the user name or password must be followed by two hexadecimal digits; write % as %25";
+    let bad =
+        || "a % in the user name or password must be followed by two hexadecimal digits; write % as %25";
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
@@ -196,7 +197,10 @@ pub(super) fn shown(text: &str) -> String {
             None => (String::new(), text),
         },
     };
-    if !scheme.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | ':' | '/')) {
+    if !scheme
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | ':' | '/'))
+    {
         return "…".to_owned();
     }
     let (identity, rest) = match rest.rsplit_once('@') {

@@ -86,10 +86,7 @@ impl Walk<'_> {
             match &item.raw {
                 Raw::Table(table) => self.section(table, "replica", &shown),
                 other => {
-                    let text = format!(
-                        "{} where a table is needed; write [[replica]]",
-                        other.noun()
-                    );
+                    let text = format!("{} where a table is needed; write [[replica]]", other.noun());
                     self.values.bad.insert(format!("{shown}.name"));
                     self.values.bad.insert(format!("{shown}.url"));
                     self.problem(&item.origin, shown, text);
