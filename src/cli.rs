@@ -200,12 +200,12 @@ pub enum Command {
     Hold(AskArgs),
     /// End a hold
     Resume(AskArgs),
-    /// Print what happens: health, links, switches
+    /// Print what happened lately: health, links, switches
     Events {
         /// Where it runs.
         #[command(flatten)]
         admin: AdminArgs,
-        /// Go on printing until interrupted
+        /// Print the last few and go on until interrupted
         #[arg(long, short)]
         follow: bool,
         /// Print each event as its JSON object, one a line

@@ -11,15 +11,16 @@ use super::client::{AdminClient, QUICK};
 use super::{AdminArgs, Failure, print, status};
 use crate::control::status::EventRecord;
 
-/// Without `--follow`: silence that means that nothing more is waiting.
-const SILENCE: Duration = Duration::from_millis(500);
+/// Without `--follow`: longest gap in the list of events that the server has kept.
+const GAP: Duration = Duration::from_secs(5);
 /// Longest line that a stream of events may have.
 const LINE_MAX: usize = 1 << 20;
 
-/// Prints what the server has to tell: until it is silent or, when `follow`, until it goes away.
+/// Prints the events that the server has kept or, when `follow`, the last few and all that come, until it goes away.
 pub(super) async fn events(args: &AdminArgs, follow: bool, json: bool) -> Result<(), Failure> {
     let client = AdminClient::new(args)?;
-    let Ok(response) = timeout(QUICK, client.open(Method::GET, "/events", None)).await else {
+    let path = if follow { "/events?recent=10" } else { "/events?follow=false" };
+    let Ok(response) = timeout(QUICK, client.open(Method::GET, path, None)).await else {
         return Err(client.unavailable(&format!("no answer within {} s", QUICK.as_secs())));
     };
     let response = response?;
@@ -31,9 +32,12 @@ pub(super) async fn events(args: &AdminArgs, follow: bool, json: bool) -> Result
     loop {
         let chunk = match follow {
             true => next(&mut body).await,
-            false => match timeout(SILENCE, next(&mut body)).await {
+            false => match timeout(GAP, next(&mut body)).await {
                 Ok(chunk) => chunk,
-                Err(_) => return Ok(()),
+                Err(_) => {
+                    let waited = GAP.as_secs();
+                    return Err(client.unavailable(&format!("the list of events has no end within {waited} s")));
+                }
             },
         };
         match chunk {

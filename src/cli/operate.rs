@@ -85,6 +85,8 @@ pub(super) async fn ask(args: &AskArgs, verb: &Verb) -> Result<(), Failure> {
     let answer: Option<Answer> = serde_json::from_slice(&body).ok();
     match answer {
         Some(answer) if answer.ok && code.is_success() => print(&answer.message)?,
+        // It may still happen; with --wait the status tells.
+        Some(_) if code == StatusCode::GATEWAY_TIMEOUT && before.is_some() => {}
         Some(answer) => {
             let why = if answer.error.is_empty() {
                 answer.message
