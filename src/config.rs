@@ -1,14 +1,134 @@
-//! Configuration: raw serde shapes → one validated [`Config`].
+//! Configuration: file, environment and flags → one validated [`Config`].
 //!
-//! Every error is reported at once, with file, key, value and what would be right. A key of the design whose part is
-//! not built yet is refused as such.
+//! Owns every key's name, range and default (`schema`). Never connects, and never prints a secret.
+//!
+//! ```text
+//! file ──toml──┐
+//! environment ─┼─→ tree (values with their origin) ──walk──→ values ──assemble──→ Config
+//! flags ───────┘                                       │                  │
+//!                                                      └──── Problems ────┘   all of them at once
+//! ```
+//!
+//! Later sources win: defaults < file < environment < flags. A key of the design whose part is not built yet is refused
+//! as such, never ignored.
 
+use std::ffi::OsString;
+use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::decision::Policy;
 use crate::replica::Replica;
+
+mod assemble;
+mod env;
+mod flags;
+mod problem;
+mod replicas;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod url;
+mod value;
+mod walk;
+
+pub use flags::Flags;
+pub use problem::{Origin, Problem, Problems};
+pub(crate) use value::shown_size;
+
+/// Where a configuration comes from.
+#[derive(Clone, Default, Debug)]
+pub struct Sources {
+    /// `--config`
+    pub file: Option<PathBuf>,
+    /// The environment, name and value; variables that do not begin with `PULSEGATE_` are passed over.
+    pub environment: Vec<(OsString, OsString)>,
+    /// The command line.
+    pub flags: Flags,
+}
+
+/// A configuration that can be run.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// What works, but perhaps not as wished.
+    pub warnings: Vec<Problem>,
+}
+
+/// Reads and checks a configuration.
+///
+/// # Errors
+/// Everything that is wrong with it, at once.
+pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
+    let mut problems = Vec::new();
+    let mut warnings = Vec::new();
+    let mut root = tree::Table::new();
+    let mut whole = Origin::Nowhere;
+    if let Some(path) = &sources.file {
+        let path: Arc<Path> = Arc::from(path.as_path());
+        whole = Origin::File {
+            path: path.clone(),
+            line: None,
+        };
+        match read_file(&path) {
+            Ok(text) => root = tree::from_toml(&text, &path, &mut problems),
+            Err(text) => problems.push(Problem {
+                origin: whole.clone(),
+                subject: String::new(),
+                text,
+            }),
+        }
+    }
+    // What a broken file would have said is not known, so nothing is called missing.
+    let is_whole = problems.is_empty();
+    env::overlay(&mut root, &sources.environment, &mut problems);
+    let is_whole_list = problems.len();
+    flags::overlay(&mut root, &sources.flags, &mut problems);
+    let is_whole = is_whole && problems.len() == is_whole_list;
+    let values = walk::walk(&root, &mut problems);
+    let mut loaded = None;
+    if is_whole {
+        let mut findings = assemble::Findings {
+            values: &values,
+            whole,
+            problems: &mut problems,
+            warnings: &mut warnings,
+        };
+        loaded = Some(assemble::assemble(&mut findings));
+    }
+    match loaded {
+        Some(config) if problems.is_empty() => Ok(Loaded { config, warnings }),
+        _ => {
+            problems.sort_by(|a, b| a.origin.cmp(&b.origin));
+            problems.dedup();
+            Err(Problems(problems))
+        }
+    }
+}
+
+fn read_file(path: &Path) -> Result<String, String> {
+    let bytes =
+        std::fs::read(path).map_err(|error| format!("cannot be read: {}", value::words_of(&error)))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+        format!("not UTF-8 in line {line}")
+    })
+}
+
+/// Every key that a configuration can have, in the order of `config/example.toml`.
+pub fn keys() -> impl Iterator<Item = &'static str> {
+    schema::KEYS.iter().map(|key| key.path)
+}
+
+/// The environment variable of the key at `path` (one of [`keys`]); `position` is the replica's.
+pub fn environment_name(path: &str, position: usize) -> String {
+    env::name_of(path, position)
+}
 
 /// The whole validated configuration.
 #[derive(Clone, Debug)]
@@ -49,6 +169,15 @@ pub enum Bind {
     Tcp(SocketAddr),
     /// `unix:/path`
     Unix(PathBuf),
+}
+
+impl fmt::Display for Bind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Bind::Tcp(address) => write!(f, "{address}"),
+            Bind::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 /// How links behave.

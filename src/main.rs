@@ -1,3 +1,37 @@
-//! The `pulsegate` program.
+//! The `pulsegate` program: command line → logging → configuration → app → drain.
 
-fn main() {}
+use std::process::ExitCode;
+
+use pulsegate::cli::{self, Cli, Command, ConfigArgs, Exit, Failure, logging};
+use pulsegate::config::Loaded;
+use pulsegate::{app, config};
+
+fn main() -> ExitCode {
+    let command = match Cli::from_command_line() {
+        Ok(cli) => cli.command,
+        Err(exit) => return exit.into(),
+    };
+    let done = match command {
+        Command::Run(args) => run(args),
+        other => cli::execute(other),
+    };
+    match done {
+        Ok(()) => Exit::Ok.into(),
+        Err(failure) => {
+            cli::report(&failure);
+            failure.exit.into()
+        }
+    }
+}
+
+/// Serves until a signal says stop; returns once everything is drained.
+fn run(args: ConfigArgs) -> Result<(), Failure> {
+    let sources = args.sources(std::env::vars_os());
+    let Loaded { config, warnings } = config::load(&sources)?;
+    logging::start(&config.log)?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    // What the app fails with is the system's refusal: the configuration was good.
+    app::run(config).map_err(|error| Failure::new(Exit::Os, error.to_string()))
+}
