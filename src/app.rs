@@ -1,43 +1,203 @@
-//! Composition root.
+//! Composition root: builds every part, hands each what it needs, waits for a signal, drains.
+//!
+//! The control plane (monitor, control, admin) runs on the calling thread, the data plane on threads of its own, so that
+//! load never delays a heartbeat.
 
 use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
 
 use crate::config::Config;
+use crate::decision::Member;
+use crate::dial::{DialError, Dialer};
+use crate::metrics::Metrics;
+use crate::proxy::{self, Proxy, Stop};
+use crate::{admin, control, monitor};
+
+/// How long sessions may take to finish what they have sent, after the first signal.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Evidence that waits while control is busy; the monitor waits beyond it.
+const INPUTS: usize = 1024;
 
 /// Why the sidecar could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// An address could not be listened on: in use, not this machine's, no permission.
-    #[error("cannot listen on {address}: {source}")]
-    Bind {
-        /// The address, with the key it comes from.
-        address: String,
+    /// The applications' address could not be listened on.
+    #[error("listener.bind: {0}")]
+    Listener(#[from] proxy::StartError),
+    /// The admin address could not be listened on.
+    #[error("admin.bind: cannot listen on {address}: {source}")]
+    Admin {
+        /// The address.
+        address: SocketAddr,
         /// What the system said.
         source: io::Error,
+    },
+    /// A replica's TLS files are of no use.
+    #[error("replica {replica:?}: {source}")]
+    Replica {
+        /// Its name.
+        replica: String,
+        /// What is wrong.
+        source: DialError,
     },
     /// Anything else of the system that is needed and was refused.
     #[error("{what}: {source}")]
     System {
         /// What was tried.
-        what: String,
+        what: &'static str,
         /// What the system said.
         source: io::Error,
     },
+    /// Two metrics of one name: a defect.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
 }
 
 /// Runs the sidecar until a signal ends it and it has drained.
 ///
 /// # Errors
-/// When it could not start, or could not go on.
+/// When it could not start.
 pub fn run(config: Config) -> Result<(), Error> {
-    let first = config
-        .listener
-        .bind
-        .first()
-        .map(ToString::to_string)
-        .unwrap_or_default();
-    Err(Error::Bind {
-        address: first,
-        source: io::Error::from(io::ErrorKind::Unsupported),
-    })
+    let system = |what| move |source| Error::System { what, source };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(system("cannot start the control plane's runtime"))?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> Result<(), Error> {
+    let system = |what| move |source| Error::System { what, source };
+    let mut terminate = signal(SignalKind::terminate()).map_err(system("cannot wait for SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("cannot wait for SIGINT"))?;
+
+    let workers = config.listener.workers;
+    let metrics = Metrics::new(&config.replicas, workers)?;
+    let replicas = config
+        .replicas
+        .iter()
+        .map(|replica| match Dialer::new(Arc::clone(&replica.endpoint)) {
+            Ok(dialer) => Ok((replica.clone(), dialer)),
+            Err(source) => Err(Error::Replica { replica: replica.name.to_string(), source }),
+        })
+        .collect::<Result<Vec<_>, Error>>()?;
+    let admin_listener = TcpListener::bind(config.admin.bind)
+        .await
+        .map_err(|source| Error::Admin { address: config.admin.bind, source })?;
+
+    let (routes, route) = watch::channel(None);
+    let (feedback, from_workers) = mpsc::unbounded_channel();
+    let settings = proxy::Settings {
+        listener: config.listener.clone(),
+        upstream: config.upstream.clone(),
+        hold: config.hold.clone(),
+        replicas: replicas.clone(),
+        workers,
+    };
+    let proxy = proxy::start(settings, &route, &feedback, &metrics)?;
+    drop(feedback);
+
+    let (inputs, evidence) = mpsc::channel(INPUTS);
+    let targets: Vec<monitor::Target> = replicas
+        .iter()
+        .map(|(replica, dialer)| monitor::Target {
+            id: replica.id,
+            name: Arc::clone(&replica.name),
+            dialer: dialer.clone(),
+        })
+        .collect();
+    let monitor = monitor::Monitor::spawn(
+        &targets,
+        monitor::Settings {
+            prefix: config.detection.channel_prefix.clone(),
+            identity: monitor::Identity::generate(),
+            heartbeat_interval: config.policy.heartbeat_interval,
+            probe_interval: config.policy.probe_interval,
+            connect_timeout: config.upstream.connect_timeout,
+            answer_timeout: config.policy.heartbeat_timeout,
+        },
+        inputs,
+    );
+    let (shutdown, stopped) = watch::channel(false);
+    let (control, governing) = control::spawn(
+        control::Setup {
+            policy: config.policy.clone(),
+            members: config
+                .replicas
+                .iter()
+                .map(|r| Member { id: r.id, name: Arc::clone(&r.name), weight: r.weight, shards: 1 })
+                .collect(),
+            workers,
+            state_file: config.admin.state_file.clone(),
+        },
+        control::Wires {
+            inputs: evidence,
+            feedback: from_workers,
+            routes,
+            publish_fence: Box::new(move |id, on| monitor.publish_fence(id, on)),
+            metrics: Arc::clone(&metrics),
+            shutdown: stopped.clone(),
+        },
+    );
+
+    let readiness = admin::Readiness::default();
+    let server = admin::Server {
+        listener: admin_listener,
+        control,
+        metrics: Arc::clone(&metrics),
+        readiness: readiness.clone(),
+        token: config.admin.token.clone(),
+        replicas: config.replicas.iter().map(|r| Arc::clone(&r.name)).collect(),
+        limits: admin::Limits::default(),
+    };
+    let mut server_stopped = stopped;
+    let admin_address = server.listener.local_addr().map_err(system("cannot tell the admin server's address"))?;
+    let serving = tokio::spawn(server.serve(async move {
+        let _ = server_stopped.wait_for(|stop| *stop).await;
+    }));
+    readiness.listener_bound();
+    for bind in &proxy.addresses {
+        tracing::info!(address = %bind, "listening for applications");
+    }
+    for path in proxy.sockets() {
+        tracing::info!(address = %format_args!("unix:{}", path.display()), "listening for applications");
+    }
+    tracing::info!(address = %admin_address, "listening for operators");
+
+    either(&mut terminate, &mut interrupt).await;
+    tracing::info!("ending: sessions finish what they have sent; a second signal ends them at once");
+    readiness.draining();
+    drain(&proxy, &mut terminate, &mut interrupt).await;
+    shutdown.send_replace(true);
+    let _ = tokio::join!(serving, governing);
+    Ok(())
+}
+
+async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// Lets the sessions end by themselves, for a while.
+async fn drain(proxy: &Proxy, terminate: &mut Signal, interrupt: &mut Signal) {
+    proxy.stop(Stop::Drain);
+    let patience = tokio::time::sleep(DRAIN);
+    tokio::pin!(patience);
+    while !proxy.ended() {
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(10)) => {}
+            () = &mut patience => break,
+            () = either(terminate, interrupt) => break,
+        }
+    }
+    proxy.stop(Stop::Now);
 }

@@ -102,7 +102,7 @@ pub struct Proxy {
 pub fn start(
     settings: Settings,
     route: &watch::Receiver<Option<Route>>,
-    feedback: &mpsc::Sender<Feedback>,
+    feedback: &mpsc::UnboundedSender<Feedback>,
     metrics: &Metrics,
 ) -> Result<Proxy, StartError> {
     let settings = Arc::new(settings);
@@ -239,6 +239,11 @@ impl Proxy {
     /// Tells every worker to end.
     pub fn stop(&self, how: Stop) {
         self.stop.send_replace(how);
+    }
+
+    /// Bound unix sockets.
+    pub fn sockets(&self) -> &[PathBuf] {
+        &self.sockets
     }
 
     /// Whether every worker has ended.

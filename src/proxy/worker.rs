@@ -56,7 +56,7 @@ pub(crate) struct Worker {
     index: usize,
     pub(crate) settings: Arc<Settings>,
     pub(crate) metrics: Arc<WorkerMetrics>,
-    feedback: mpsc::Sender<Feedback>,
+    feedback: mpsc::UnboundedSender<Feedback>,
     pub(crate) route: Cell<Option<Current>>,
     pub(crate) links: RefCell<Vec<Rc<Link>>>,
     pub(crate) sessions: RefCell<HashMap<u64, Rc<Session>>>,
@@ -95,7 +95,7 @@ impl Worker {
         index: usize,
         settings: Arc<Settings>,
         metrics: Arc<WorkerMetrics>,
-        feedback: mpsc::Sender<Feedback>,
+        feedback: mpsc::UnboundedSender<Feedback>,
     ) -> Rc<Worker> {
         let now = clock();
         let peers = settings
@@ -220,7 +220,7 @@ impl Worker {
             *told = now;
         }
         // Evidence is repeated as long as it lasts; when control is behind, a lost one does no harm.
-        let _ = self.feedback.try_send(Feedback::Link { replica, seen });
+        let _ = self.feedback.send(Feedback::Link { replica, seen });
     }
 
     /// Whether one more command of `len` bytes may wait.
