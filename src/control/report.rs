@@ -1,0 +1,175 @@
+//! Events in words: one sentence for people, the fields for machines, and how loud to say it.
+
+use serde_json::{Value, json};
+
+use super::view::{Names, switch_status};
+use crate::decision::{Event, Fitness, Health, RouteOrder, SwitchReason};
+use crate::replica::ReplicaId;
+
+/// How loud an event is in the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Severity {
+    /// For those who look closely.
+    Debug,
+    /// As it should be.
+    Info,
+    /// Somebody may want to know.
+    Warn,
+}
+
+/// One event, ready to be logged and streamed.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) struct Report {
+    pub(super) kind: &'static str,
+    pub(super) severity: Severity,
+    pub(super) message: String,
+    pub(super) details: Value,
+}
+
+/// `at`: milliseconds since 1970.
+pub(super) fn event(event: &Event, names: &Names, at: u64) -> Report {
+    let warn_if = |bad: bool| if bad { Severity::Warn } else { Severity::Info };
+    match event {
+        Event::Health {
+            replica,
+            from,
+            to,
+            why,
+        } => Report {
+            kind: "health",
+            severity: warn_if(matches!(to, Health::Down | Health::Suspect)),
+            message: format!("{} is {to}, was {from}: {why}", names.of(*replica)),
+            details: json!({
+                "replica": names.of(*replica), "from": from.word(), "to": to.word(), "why": why,
+            }),
+        },
+        Event::Fitness {
+            replica,
+            from,
+            to,
+            why,
+        } => Report {
+            kind: "fitness",
+            severity: warn_if(matches!(
+                to,
+                Fitness::Lagging | Fitness::Isolated | Fitness::Stale
+            )),
+            message: format!("{} is {to}, was {from}: {why}", names.of(*replica)),
+            details: json!({
+                "replica": names.of(*replica), "from": from.word(), "to": to.word(), "why": why,
+            }),
+        },
+        Event::Link {
+            from,
+            to,
+            shard,
+            up,
+            why,
+        } => Report {
+            kind: "link",
+            severity: warn_if(!up),
+            message: format!(
+                "link {} → {} (shard {shard}) is {}: {why}",
+                names.of(*from),
+                names.of(*to),
+                if *up { "up" } else { "down" }
+            ),
+            details: json!({
+                "from": names.of(*from), "to": names.of(*to), "shard": shard.0, "up": up, "why": why,
+            }),
+        },
+        Event::Switched(switched) => {
+            let planned = matches!(
+                switched.reason,
+                SwitchReason::Startup | SwitchReason::Operator | SwitchReason::Pin | SwitchReason::Failback
+            );
+            let to = names.of(switched.to);
+            let (reason, why) = (switched.reason, &switched.why);
+            Report {
+                kind: "switch",
+                severity: warn_if(!planned),
+                message: match switched.from {
+                    Some(from) => format!(
+                        "{to} is active ({reason}), {} was: {why}; detected in {:?}, switched in {:?}",
+                        names.of(from),
+                        switched.detect,
+                        switched.switch
+                    ),
+                    None => format!("{to} is active ({reason}): {why}"),
+                },
+                details: to_value(&switch_status(switched, names, at)),
+            }
+        }
+        Event::Move { from, to, what } => Report {
+            kind: "move",
+            severity: Severity::Info,
+            message: format!("move from {} to {} {what}", names.of(*from), names.of(*to)),
+            details: json!({ "from": names.of(*from), "to": names.of(*to), "what": what }),
+        },
+        Event::Failback { to, what } => Report {
+            kind: "failback",
+            severity: Severity::Info,
+            message: format!("failback to {}: {what}", names.of(*to)),
+            details: json!({ "to": names.of(*to), "what": what }),
+        },
+        Event::Tilt { on, why } => Report {
+            kind: "tilt",
+            severity: warn_if(*on),
+            message: if *on {
+                format!("tilt, observing only: {why}")
+            } else {
+                format!("no longer in tilt: {why}")
+            },
+            details: json!({ "on": on, "why": why }),
+        },
+        Event::Pinned { replica } => Report {
+            kind: "pin",
+            severity: Severity::Info,
+            message: match replica {
+                Some(replica) => format!("pinned to {}", names.of(*replica)),
+                None => "no longer pinned".to_owned(),
+            },
+            details: json!({ "replica": replica.map(|replica| names.of(replica)) }),
+        },
+    }
+}
+
+pub(super) fn route(order: &RouteOrder, names: &Names) -> Report {
+    let write = names.of(order.write);
+    let everything_to = |(replica, percent): &(ReplicaId, u8)| *replica == order.write && *percent == 100;
+    let reads: Vec<String> = order
+        .read
+        .iter()
+        .map(|(replica, percent)| format!("{percent} % to {}", names.of(*replica)))
+        .collect();
+    let mut message = format!("route {}: writes to {write}", order.epoch);
+    if order.read.iter().any(everything_to) {
+        message.push_str(", reads too");
+    } else {
+        message.push_str(", reads ");
+        message.push_str(&reads.join(" and "));
+    }
+    if order.holding {
+        message.push_str(", holding");
+    }
+    let read: serde_json::Map<String, Value> = order
+        .read
+        .iter()
+        .map(|(replica, percent)| (names.of(*replica).to_owned(), json!(percent)))
+        .collect();
+    Report {
+        kind: "route",
+        // What made the route is logged by itself, with its reason.
+        severity: Severity::Debug,
+        message,
+        details: json!({
+            "epoch": order.epoch, "active": write, "read": read, "holding": order.holding,
+            "abandon_others": order.abandon_others,
+        }),
+    }
+}
+
+fn to_value(shape: &impl serde::Serialize) -> Value {
+    // Plain structs of strings and numbers always serialize.
+    serde_json::to_value(shape).unwrap_or(Value::Null)
+}

@@ -1,0 +1,136 @@
+//! The engine's snapshot in its published shape: names for ids, milliseconds since 1970 for moments.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::status::{LinkStatus, ReplicaStatus, ShardStatus, Status, SwitchStatus};
+use crate::decision::{ReplicaView, Snapshot, Switched};
+use crate::replica::ReplicaId;
+
+/// What the replicas are called.
+#[derive(Clone, Debug)]
+pub(super) struct Names(Vec<Arc<str>>);
+
+impl Names {
+    /// By [`ReplicaId`].
+    pub(super) fn new(names: impl Iterator<Item = Arc<str>>) -> Names {
+        Names(names.collect())
+    }
+
+    pub(super) fn of(&self, replica: ReplicaId) -> &str {
+        self.0.get(replica.index()).map_or("?", |name| name)
+    }
+
+    pub(super) fn find(&self, name: &str) -> Option<ReplicaId> {
+        let index = self.0.iter().position(|known| **known == *name)?;
+        u8::try_from(index).ok().map(ReplicaId)
+    }
+}
+
+/// One moment on both clocks, taken once per process: published times then never jump when the wall clock is set, and
+/// order between them is the order of the events.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Anchor {
+    wall: Duration,
+    monotonic: Instant,
+}
+
+impl Anchor {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one reading of the wall clock that published times rest on"
+    )]
+    pub(super) fn take(now: Instant) -> Anchor {
+        Anchor {
+            wall: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or(Duration::ZERO),
+            monotonic: now,
+        }
+    }
+
+    /// Milliseconds since 1970.
+    pub(super) fn ms(self, at: Instant) -> u64 {
+        let wall = match at.checked_duration_since(self.monotonic) {
+            Some(after) => self.wall.saturating_add(after),
+            None => self.wall.saturating_sub(self.monotonic.duration_since(at)),
+        };
+        u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Milliseconds, to the microsecond.
+pub(super) fn millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1_000_000.0).round() / 1_000.0
+}
+
+pub(super) fn status(snapshot: &Snapshot, names: &Names, anchor: Anchor) -> Status {
+    let name = |replica: ReplicaId| names.of(replica).to_owned();
+    Status {
+        epoch: snapshot.epoch,
+        active: snapshot.active.map(name),
+        read: snapshot
+            .read
+            .iter()
+            .map(|(replica, percent)| (name(*replica), *percent))
+            .collect(),
+        holding: snapshot.holding,
+        pinned: snapshot.pinned.map(name),
+        tilt: snapshot.tilt,
+        replicas: snapshot
+            .replicas
+            .iter()
+            .map(|replica| replica_status(replica, names, anchor))
+            .collect(),
+        last_switches: snapshot
+            .last_switches
+            .iter()
+            .map(|(at, switched)| switch_status(switched, names, anchor.ms(*at)))
+            .collect(),
+    }
+}
+
+fn replica_status(view: &ReplicaView, names: &Names, anchor: Anchor) -> ReplicaStatus {
+    ReplicaStatus {
+        name: names.of(view.id).to_owned(),
+        health: view.health.word().to_owned(),
+        fitness: view.fitness.word().to_owned(),
+        reason: view.reason.clone(),
+        since: anchor.ms(view.since),
+        rtt_ms: view.rtt.map(millis),
+        shards: view
+            .shards
+            .iter()
+            .map(|shard| ShardStatus {
+                id: shard.id.0,
+                echo: shard.echo,
+                writable: shard.writable,
+            })
+            .collect(),
+        links: view
+            .links
+            .iter()
+            .map(|link| LinkStatus {
+                to: names.of(link.to).to_owned(),
+                shard: link.shard.0,
+                lag_ms: link.lag.map(millis),
+                last_heard_ms: link.last_heard.map(|at| anchor.ms(at)),
+                up: link.up,
+            })
+            .collect(),
+    }
+}
+
+pub(super) fn switch_status(switched: &Switched, names: &Names, at: u64) -> SwitchStatus {
+    SwitchStatus {
+        epoch: switched.epoch,
+        from: switched.from.map(|from| names.of(from).to_owned()),
+        to: names.of(switched.to).to_owned(),
+        reason: switched.reason.word().to_owned(),
+        why: switched.why.clone(),
+        at,
+        detect_ms: millis(switched.detect),
+        fence_ms: switched.fence.map(millis),
+        switch_ms: millis(switched.switch),
+    }
+}
