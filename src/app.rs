@@ -30,14 +30,10 @@ pub enum Error {
 /// # Errors
 /// When it could not start, or could not go on.
 pub fn run(config: Config) -> Result<(), Error> {
-    let first = config
-        .listener
-        .bind
-        .first()
-        .map(ToString::to_string)
-        .unwrap_or_default();
+    let Config { listener, .. } = config;
+    let first = listener.bind.into_iter().next();
     Err(Error::Bind {
-        address: first,
+        address: first.map(|bind| bind.to_string()).unwrap_or_default(),
         source: io::Error::from(io::ErrorKind::Unsupported),
     })
 }
