@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use redis::aio::{MultiplexedConnection, PubSub};
-use redis::{AsyncConnectionConfig, Cmd, RedisConnectionInfo, RedisError};
+use redis::{AsyncConnectionConfig, Cmd, ErrorKind, RedisConnectionInfo, RedisError};
 use tokio::time::{Instant, timeout};
 
 use super::{Exit, Failure, check, print};
@@ -186,7 +186,11 @@ fn words(error: &RedisError) -> String {
     match (error.code(), error.detail()) {
         (Some(code), Some(detail)) => format!("{code} {detail}"),
         _ if error.is_timeout() => "no answer in time".to_owned(),
-        _ => error.to_string(),
+        _ if error.kind() == ErrorKind::Parse => {
+            "the answer is not the Redis protocol: is this a Redis?".to_owned()
+        }
+        // Some have several lines.
+        _ => error.to_string().split_whitespace().collect::<Vec<_>>().join(" "),
     }
 }
 

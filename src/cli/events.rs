@@ -19,7 +19,11 @@ const LINE_MAX: usize = 1 << 20;
 /// Prints the events that the server has kept or, when `follow`, the last few and all that come, until it goes away.
 pub(super) async fn events(args: &AdminArgs, follow: bool, json: bool) -> Result<(), Failure> {
     let client = AdminClient::new(args)?;
-    let path = if follow { "/events?recent=10" } else { "/events?follow=false" };
+    let path = if follow {
+        "/events?recent=10"
+    } else {
+        "/events?follow=false"
+    };
     let Ok(response) = timeout(QUICK, client.open(Method::GET, path, None)).await else {
         return Err(client.unavailable(&format!("no answer within {} s", QUICK.as_secs())));
     };
@@ -36,7 +40,9 @@ pub(super) async fn events(args: &AdminArgs, follow: bool, json: bool) -> Result
                 Ok(chunk) => chunk,
                 Err(_) => {
                     let waited = GAP.as_secs();
-                    return Err(client.unavailable(&format!("the list of events has no end within {waited} s")));
+                    return Err(
+                        client.unavailable(&format!("the list of events has no end within {waited} s"))
+                    );
                 }
             },
         };

@@ -27,7 +27,10 @@ fn every_default_can_be_read_as_its_kind() {
 fn profiles_are_within_the_ranges_of_their_keys() {
     for word in ["fast", "balanced", "patient"] {
         let profile = schema::profile(word);
-        assert!(profile.heartbeat_timeout >= profile.heartbeat_interval * 2, "{word}");
+        assert!(
+            profile.heartbeat_timeout >= profile.heartbeat_interval * 2,
+            "{word}"
+        );
         for (path, duration) in [
             ("detection.heartbeat_interval", profile.heartbeat_interval),
             ("detection.heartbeat_timeout", profile.heartbeat_timeout),
@@ -37,7 +40,10 @@ fn profiles_are_within_the_ranges_of_their_keys() {
         ] {
             let text = humantime::format_duration(duration).to_string();
             let read = value::read(schema::known(path).kind, &Raw::Text(text));
-            assert!(matches!(read, Ok(Value::Duration(read)) if read == duration), "{word} {path}");
+            assert!(
+                matches!(read, Ok(Value::Duration(read)) if read == duration),
+                "{word} {path}"
+            );
         }
     }
 }
@@ -51,7 +57,10 @@ fn every_variable_name_leads_back_to_its_key() {
         env::overlay(&mut root, &[(name.clone().into(), "1".into())], &mut problems);
         let texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
         match key.kind {
-            Kind::NotBuilt => assert_eq!(texts, [format!("{name}: {}: not built yet in this version", key.path)]),
+            Kind::NotBuilt => assert_eq!(
+                texts,
+                [format!("{name}: {}: not built yet in this version", key.path)]
+            ),
             // Known, but replica 3 cannot come first.
             _ if key.path.starts_with("replica.") => {
                 assert_eq!(texts.len(), 1, "{texts:?}");
@@ -95,7 +104,13 @@ fn urls_are_taken_apart() {
         host: host.to_owned(),
         port,
     };
-    type Case = (&'static str, Address, bool, Option<&'static str>, Option<&'static str>);
+    type Case = (
+        &'static str,
+        Address,
+        bool,
+        Option<&'static str>,
+        Option<&'static str>,
+    );
     let cases: [Case; 12] = [
         ("redis://h", tcp("h", 6379), false, None, None),
         ("redis://h:1/", tcp("h", 1), false, None, None),
@@ -106,16 +121,38 @@ fn urls_are_taken_apart() {
         ("redis://:p@h", tcp("h", 6379), false, None, Some("p")),
         ("redis://u@h", tcp("h", 6379), false, Some("u"), None),
         ("redis://u:p@h:2", tcp("h", 2), false, Some("u"), Some("p")),
-        ("redis://a%40b:%2F%3a%25%C3%A9@h", tcp("h", 6379), false, Some("a@b"), Some("/:%é")),
-        ("redis://u:a:b@c@h", tcp("h", 6379), false, Some("u"), Some("a:b@c")),
-        ("unix:/run/r.sock", Address::Unix(PathBuf::from("/run/r.sock")), false, None, None),
+        (
+            "redis://a%40b:%2F%3a%25%C3%A9@h",
+            tcp("h", 6379),
+            false,
+            Some("a@b"),
+            Some("/:%é"),
+        ),
+        (
+            "redis://u:a:b@c@h",
+            tcp("h", 6379),
+            false,
+            Some("u"),
+            Some("a:b@c"),
+        ),
+        (
+            "unix:/run/r.sock",
+            Address::Unix(PathBuf::from("/run/r.sock")),
+            false,
+            None,
+            None,
+        ),
     ];
     for (text, address, tls, username, password) in cases {
         let url = url::parse(text).unwrap_or_else(|why| panic!("{text}: {why}"));
         assert_eq!(url.address, address, "{text}");
         assert_eq!(url.tls, tls, "{text}");
         assert_eq!(url.username.as_deref(), username, "{text}");
-        assert_eq!(url.password.as_ref().map(|password| password.expose()), password, "{text}");
+        assert_eq!(
+            url.password.as_ref().map(|password| password.expose()),
+            password,
+            "{text}"
+        );
     }
     let url = url::parse("unix:///run/r.sock").map(|url| url.address);
     assert_eq!(url, Ok(Address::Unix(PathBuf::from("/run/r.sock"))));
@@ -173,10 +210,17 @@ fn sizes_and_durations_have_units() {
     }
     assert_eq!(size(Raw::Integer("1024".to_owned(), 10)), Some(1024));
     assert_eq!(size(Raw::Integer("-1".to_owned(), 10)), None);
-    for (bytes, want) in [(0, "0B"), (1000, "1000B"), (1024, "1KiB"), (1536, "1536B"), (64 << 20, "64MiB")] {
+    for (bytes, want) in [
+        (0, "0B"),
+        (1000, "1000B"),
+        (1024, "1KiB"),
+        (1536, "1536B"),
+        (64 << 20, "64MiB"),
+    ] {
         assert_eq!(shown_size(bytes), want);
     }
-    let duration = |text: &str| match value::read(Kind::Duration(0, 10_000_000), &Raw::Text(text.to_owned())) {
+    let duration = |text: &str| match value::read(Kind::Duration(0, 10_000_000), &Raw::Text(text.to_owned()))
+    {
         Ok(Value::Duration(duration)) => Some(duration),
         _ => None,
     };
