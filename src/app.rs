@@ -85,12 +85,18 @@ async fn serve(config: Config) -> Result<(), Error> {
         .iter()
         .map(|replica| match Dialer::new(Arc::clone(&replica.endpoint)) {
             Ok(dialer) => Ok((replica.clone(), dialer)),
-            Err(source) => Err(Error::Replica { replica: replica.name.to_string(), source }),
+            Err(source) => Err(Error::Replica {
+                replica: replica.name.to_string(),
+                source,
+            }),
         })
         .collect::<Result<Vec<_>, Error>>()?;
     let admin_listener = TcpListener::bind(config.admin.bind)
         .await
-        .map_err(|source| Error::Admin { address: config.admin.bind, source })?;
+        .map_err(|source| Error::Admin {
+            address: config.admin.bind,
+            source,
+        })?;
 
     let (routes, route) = watch::channel(None);
     let (feedback, from_workers) = mpsc::unbounded_channel();
@@ -132,7 +138,12 @@ async fn serve(config: Config) -> Result<(), Error> {
             members: config
                 .replicas
                 .iter()
-                .map(|r| Member { id: r.id, name: Arc::clone(&r.name), weight: r.weight, shards: 1 })
+                .map(|r| Member {
+                    id: r.id,
+                    name: Arc::clone(&r.name),
+                    weight: r.weight,
+                    shards: 1,
+                })
                 .collect(),
             workers,
             state_file: config.admin.state_file.clone(),
@@ -158,7 +169,10 @@ async fn serve(config: Config) -> Result<(), Error> {
         limits: admin::Limits::default(),
     };
     let mut server_stopped = stopped;
-    let admin_address = server.listener.local_addr().map_err(system("cannot tell the admin server's address"))?;
+    let admin_address = server
+        .listener
+        .local_addr()
+        .map_err(system("cannot tell the admin server's address"))?;
     let serving = tokio::spawn(server.serve(async move {
         let _ = server_stopped.wait_for(|stop| *stop).await;
     }));

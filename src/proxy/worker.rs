@@ -322,7 +322,7 @@ impl Worker {
             && self.drain_told.get() != Some(current.epoch)
             && self
                 .feedback
-                .try_send(Feedback::Drained {
+                .send(Feedback::Drained {
                     worker: self.index,
                     epoch: current.epoch,
                 })
