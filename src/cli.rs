@@ -100,22 +100,23 @@ pub struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  pulsegate run --listen 127.0.0.1:6379 --replica local=redis://10.0.0.1:6379 --replica remote=redis://10.1.0.1:6379
+  pulsegate run --replica local=redis://10.0.0.1:6379 --replica remote=redis://10.1.0.1:6379
   pulsegate check --config pulsegate.toml --connect
   pulsegate status --watch
   pulsegate switch remote --reason 'maintenance in the local region' --wait
 
-Exit codes: 0 done; 1 refused; 64 wrong command line or configuration; 69 not reachable; 70 internal error;
+Exit codes: 0 done; 1 refused; 64 wrong command line or configuration; 69 not reachable; 70 internal error; \
 71 refused by the system, e.g. an address in use; 77 wrong token";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
   pulsegate run --config /etc/pulsegate/pulsegate.toml
-  pulsegate run --listen 127.0.0.1:6379 --replica local=redis://10.0.0.1:6379 --replica remote=redis://10.1.0.1:6379
+  pulsegate run --replica local=redis://10.0.0.1:6379 --replica remote=redis://10.1.0.1:6379
   pulsegate run --config pulsegate.toml --profile fast --log-level debug
-  PULSEGATE_REPLICA__0__PASSWORD_FILE=/run/secrets/redis pulsegate run --replica local=rediss://db.example:12000
+  PULSEGATE_REPLICA__0__PASSWORD_FILE=/run/secrets/redis \\
+    pulsegate run --replica local=rediss://db.example:12000
 
-Every key of the file can also be set in the environment: listener.bind is PULSEGATE_LISTENER__BIND, the url of the
+Every key of the file can also be set in the environment: listener.bind is PULSEGATE_LISTENER__BIND, the url of the \
 second replica is PULSEGATE_REPLICA__1__URL. Flags win over the environment, the environment over the file.
 
 SIGTERM or SIGINT drains and stops; a second one stops at once.";
@@ -139,7 +140,7 @@ const SWITCH_EXAMPLES: &str = "\
 Examples:
   pulsegate switch remote
   pulsegate switch remote --reason 'kernel update in eu-west' --wait
-  pulsegate switch local --admin http://127.0.0.1:9379 --token-file /run/secrets/pulsegate
+  pulsegate switch local --admin http://10.0.0.5:9379 --token-file /run/secrets/pulsegate
 
 Exit codes: 0 done; 1 refused, with the reason; 69 the admin server cannot be reached; 77 wrong or missing token";
 

@@ -190,6 +190,87 @@ fn what_works_but_perhaps_not_as_wished_is_a_warning() {
     );
 }
 
+/// The first line that `run` logs: with one replica, a warning. It is stopped then.
+fn first_log_line(more: &[&str]) -> String {
+    let mut args = vec![
+        "run",
+        "--replica",
+        "a=redis://127.0.0.1:1",
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "127.0.0.1:0",
+    ];
+    args.extend(more);
+    let mut child = pulsegate(&args)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let err = child.stderr.take().expect("it is piped");
+    let (found, line) = mpsc::channel();
+    thread::spawn(move || {
+        let mut line = String::new();
+        let _ = BufReader::new(err).read_line(&mut line);
+        let _ = found.send(line);
+    });
+    let line = line.recv_timeout(PATIENCE);
+    let _ = child.kill();
+    let _ = child.wait();
+    line.expect("it logs something")
+}
+
+#[test]
+fn the_log_is_lines_with_a_time_as_text_or_json() {
+    let warning = "the only replica: there is nothing to fail over to";
+    let line = first_log_line(&[]);
+    let (time, rest) = line.split_once(' ').expect("a time and more");
+    assert!(humantime::parse_rfc3339(time).is_ok(), "{line}");
+    assert!(
+        rest.trim_start().starts_with("WARN ") && rest.contains(warning),
+        "{line}"
+    );
+
+    let line = first_log_line(&["--log-format", "json"]);
+    let object: serde_json::Value = serde_json::from_str(&line).expect("one JSON object a line");
+    assert!(
+        humantime::parse_rfc3339(object["timestamp"].as_str().unwrap_or_default()).is_ok(),
+        "{line}"
+    );
+    assert_eq!(object["level"], "WARN");
+    assert!(
+        object["message"]
+            .as_str()
+            .is_some_and(|text| text.contains(warning)),
+        "{line}"
+    );
+}
+
+#[test]
+fn an_address_in_use_ends_with_71_and_one_line() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("it is bound").to_string();
+    // Without the level, the warning about the only replica would come first.
+    let ended = run(&[
+        "run",
+        "--replica",
+        "a=redis://127.0.0.1:1",
+        "--listen",
+        &address,
+        "--admin",
+        "127.0.0.1:0",
+        "--log-level",
+        "error",
+    ]);
+    assert_eq!((ended.code, ended.out.as_str()), (Some(71), ""), "{}", ended.err);
+    assert!(ended.err.starts_with("pulsegate: error: "), "{}", ended.err);
+    assert!(
+        ended.err.contains(&address) && ended.err.lines().count() == 1,
+        "{}",
+        ended.err
+    );
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // check --connect, with a real server
 // ---------------------------------------------------------------------------------------------------------------------
