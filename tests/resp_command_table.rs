@@ -247,10 +247,15 @@ fn described(row: &[Value], newer: bool) -> (String, Described) {
     (text(&row[0]), command)
 }
 
+fn client(server: &Server) -> redis::Connection {
+    let url = format!("redis+unix://{}", server.socket().display());
+    redis::Client::open(url).unwrap().get_connection().unwrap()
+}
+
 fn server_version(server: &Server) -> String {
     let info: String = redis::cmd("INFO")
         .arg("server")
-        .query(&mut server.client())
+        .query(&mut client(server))
         .unwrap();
     let line = info.lines().filter_map(|line| {
         line.strip_prefix("valkey_version:")
@@ -260,7 +265,7 @@ fn server_version(server: &Server) -> String {
 }
 
 fn commands(server: &Server, newer: bool) -> Commands {
-    describe(&redis::cmd("COMMAND").query(&mut server.client()).unwrap(), newer)
+    describe(&redis::cmd("COMMAND").query(&mut client(server)).unwrap(), newer)
 }
 
 /// Adds what `base` does not know.

@@ -301,6 +301,10 @@ fn migrate(frame: &[u8]) -> [Group; 3] {
     if argc < 6 {
         return [NOTHING; 3];
     }
+    // What Redis' specification says: a KEYS with nothing behind it is none.
+    if behind_keyword(frame, argc, "KEYS", -2).is_none() {
+        return [one, NOTHING, NOTHING];
+    }
     let mut words = args(frame).enumerate().skip(6);
     while let Some((index, word)) = words.next() {
         let skipped = match () {

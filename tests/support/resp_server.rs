@@ -70,12 +70,6 @@ impl Server {
     pub(crate) fn socket(&self) -> PathBuf {
         self.dir.path().join("redis.sock")
     }
-
-    /// A connection of the `redis` crate.
-    pub(crate) fn client(&self) -> redis::Connection {
-        let url = format!("redis+unix://{}", self.socket().display());
-        redis::Client::open(url).unwrap().get_connection().unwrap()
-    }
 }
 
 impl Drop for Server {
