@@ -60,11 +60,14 @@ pub(crate) fn classify(frame: &[u8], request: &Request) -> Classified {
         reply_mode: None,
     };
     // What the table does not know may be anything, so it counts as a write.
-    let Some(info) = lookup(name) else { return c };
-    c.read = info.read;
+    let Some(mut info) = lookup(name) else { return c };
+    if info.is_container() {
+        info = lookup_sub(info, request.first(frame)).unwrap_or(info);
+    }
+    c.read = info.class == resp::Class::Read;
     if info.kind != Kind::Plain {
         special(&mut c, info, frame, request);
-    } else if info.read {
+    } else if c.read {
         c.class = Class::Read;
     }
     c
@@ -108,7 +111,15 @@ fn special(c: &mut Classified, info: &CommandInfo, frame: &[u8], request: &Reque
                 c.change = Some(Box::new(Change::Select(db)));
             }
         }
-        Kind::Client => client(c, info, frame),
+        Kind::Client
+        | Kind::ClientId
+        | Kind::ClientGetname
+        | Kind::ClientSetname
+        | Kind::ClientSetinfo
+        | Kind::ClientReply
+        | Kind::ClientTracking
+        | Kind::ClientCaching
+        | Kind::ClientFlag => client(c, frame),
         Kind::Reset => c.change = Some(Box::new(Change::Reset)),
         Kind::Quit => c.local = Some(LocalCommand::Quit),
         Kind::Sync => c.local = Some(LocalCommand::Refused),
@@ -120,15 +131,23 @@ fn special(c: &mut Classified, info: &CommandInfo, frame: &[u8], request: &Reque
         }
         Kind::Readwrite => c.change = Some(Box::new(Change::Mode("readonly", None))),
         Kind::Blocking | Kind::MaybeBlocking => {
-            c.class = if info.read { Class::Read } else { Class::Write };
+            c.class = if c.read { Class::Read } else { Class::Write };
             if is_blocking(info, frame) {
                 c.expect = Expect::Blocking;
             }
         }
-        Kind::Container | Kind::Script => {
-            c.read = lookup_sub(info, word(1)).is_some_and(|sub| sub.read);
-        }
-        Kind::Plain | Kind::Asking | Kind::Debug | Kind::Shutdown => {}
+        Kind::Eval
+        | Kind::EvalSha
+        | Kind::Fcall
+        | Kind::Script
+        | Kind::ScriptLoad
+        | Kind::ScriptDebug
+        | Kind::Function
+        | Kind::Cluster
+        | Kind::Plain
+        | Kind::Asking
+        | Kind::Debug
+        | Kind::Shutdown => {}
     }
 }
 
@@ -160,14 +179,13 @@ fn hello(frame: &[u8]) -> Change {
     }
 }
 
-fn client(c: &mut Classified, info: &CommandInfo, frame: &[u8]) {
+fn client(c: &mut Classified, frame: &[u8]) {
     let words: Vec<&[u8]> = resp::args(frame).collect();
     let word = |i: usize| words.get(i).copied().unwrap_or_default();
     let copy = |i: usize| Bytes::copy_from_slice(word(i));
     let whole = || Bytes::copy_from_slice(frame);
     let sub = word(1).to_ascii_lowercase();
     let on = word(2).eq_ignore_ascii_case(b"ON");
-    c.read = lookup_sub(info, &sub).is_some_and(|sub| sub.read);
     let change = match &sub[..] {
         b"setname" => Change::Name(copy(2)),
         b"setinfo" => Change::Info(copy(2), copy(3)),
@@ -195,10 +213,9 @@ mod tests {
 
     fn classified(words: &[&str]) -> Classified {
         let mut frame = bytes::BytesMut::new();
-        resp::encode_command(
+        frame.extend_from_slice(&resp::encode_command(
             &words.iter().map(|w| w.as_bytes()).collect::<Vec<_>>(),
-            &mut frame,
-        );
+        ));
         let Ok(Scan::Complete(request)) = RequestScanner::new().scan(&frame) else {
             panic!("whole")
         };

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use crate::replica::Secret;
 use crate::resp;
@@ -276,7 +276,5 @@ impl Step {
 }
 
 fn encode(words: &[&[u8]]) -> Bytes {
-    let mut frame = BytesMut::new();
-    resp::encode_command(words, &mut frame);
-    frame.freeze()
+    resp::encode_command(words).into()
 }

@@ -484,12 +484,12 @@ impl Link {
         {
             return;
         }
-        let seen = scanner.seen(rest.len());
+        let seen = scanner.done_with(rest.len());
         let session = Rc::clone(session);
         drop(inner);
         session.pass_on(&rest[..seen]);
         bytes::Buf::advance(rest, seen);
-        scanner.discard(seen);
+        scanner.forget(seen);
     }
 }
 

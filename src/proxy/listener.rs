@@ -265,17 +265,14 @@ fn take(session: &Rc<Session>, frame: Frame<'_>, request: &resp::Request) {
         return session.accept(frame, request);
     }
     let Frame::Borrowed(line) = frame else { return };
-    let Some(words) = resp::inline_args(line) else {
+    let Some(multibulk) = resp::inline_to_multibulk(line) else {
         return session.protocol_error(&resp::ProtocolError::UnbalancedQuotes);
     };
-    let words: Vec<&[u8]> = words.iter().map(|w| &w[..]).collect();
-    if words.is_empty() {
-        return;
-    }
-    let mut multibulk = BytesMut::new();
-    resp::encode_command(&words, &mut multibulk);
     match RequestScanner::new().scan(&multibulk) {
-        Ok(Scan::Complete(request)) => session.accept(Frame::Borrowed(&multibulk), &request),
-        _ => session.protocol_error(&resp::ProtocolError::InlineTooBig),
+        Ok(Scan::Complete(request)) if request.args > 0 => {
+            session.accept(Frame::Borrowed(&multibulk), &request)
+        }
+        // A line of nothing but quotes and blanks.
+        _ => {}
     }
 }

@@ -757,20 +757,20 @@ fn subscription(word: &[u8]) -> Option<(Subscription, bool)> {
 }
 
 fn is_confirmation(frame: &[u8]) -> bool {
-    resp::elements(frame)
+    resp::reply_elements(frame)
         .next()
         .is_some_and(|word| subscription(word).is_some())
 }
 
 fn is_message(frame: &[u8]) -> bool {
     matches!(
-        resp::elements(frame).next(),
+        resp::reply_elements(frame).next(),
         Some(b"message" | b"pmessage" | b"smessage")
     )
 }
 
 fn confirm(intent: &mut Intent, frame: &[u8]) {
-    let mut elements = resp::elements(frame);
+    let mut elements = resp::reply_elements(frame);
     if let Some((kind, on)) = elements.next().and_then(subscription)
         && let Some(channel) = elements.next()
     {
