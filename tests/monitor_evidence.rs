@@ -648,3 +648,40 @@ async fn a_peer_that_hangs_up_is_not_dialled_in_a_loop() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_silent_peer_collects_no_connections() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let open = Arc::new(AtomicUsize::new(0));
+    let total = Arc::new(AtomicUsize::new(0));
+    let (counted, accepted) = (Arc::clone(&open), Arc::clone(&total));
+    tokio::spawn(async move {
+        loop {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            accepted.fetch_add(1, Ordering::Relaxed);
+            counted.fetch_add(1, Ordering::Relaxed);
+            let counted = Arc::clone(&counted);
+            tokio::spawn(async move {
+                let mut requests = Vec::new();
+                let _ = tcp.read_to_end(&mut requests).await;
+                // The other side writes no more; that it has let go altogether shows when it takes no more either. An
+                // answer without an end is what keeps a forgotten reader waiting.
+                while tcp.write_all(b"+").await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                counted.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+    });
+    let settings = Settings {
+        answer_timeout: Duration::from_millis(50),
+        ..settings()
+    };
+    let mut watch = Watch::start(&[target(A, port, None)], settings);
+    watch.during(Duration::from_secs(2)).await;
+    let (open, total) = (open.load(Ordering::Relaxed), total.load(Ordering::Relaxed));
+    assert!(total >= 10, "it was dialled again and again: {total} times");
+    // One more for each task may be on its way out.
+    assert!(open <= 6, "{open} of {total} connections are still open");
+}
