@@ -22,6 +22,8 @@ mod moves;
 mod operator;
 mod policy;
 mod select;
+#[cfg(test)]
+mod sim;
 mod snapshot;
 mod tilt;
 mod timer;

@@ -97,7 +97,7 @@ impl Dialer {
             Address::Unix(path) => self.connect_unix(path, deadline, timeout).await,
             Address::Tcp { host, port } => {
                 let addresses = self.resolve(host, *port, deadline, timeout).await?;
-                self.connect_any(&addresses, deadline).await
+                self.connect_any(&addresses, deadline, timeout).await
             }
         }
     }
@@ -137,7 +137,12 @@ impl Dialer {
         }
     }
 
-    async fn connect_any(&self, addresses: &[SocketAddr], deadline: Instant) -> Result<Stream, DialError> {
+    async fn connect_any(
+        &self,
+        addresses: &[SocketAddr],
+        deadline: Instant,
+        timeout: Duration,
+    ) -> Result<Stream, DialError> {
         let mut worst: Option<DialError> = None;
         for (tried, address) in addresses.iter().enumerate() {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -149,7 +154,12 @@ impl Dialer {
                 Ok(Err((kind, cause))) => self.failed(kind, format!("{address}: {cause}")),
                 Err(_) => self.failed(
                     DialErrorKind::Timeout,
-                    format!("{address}: no {} within {share:?}", self.expected()),
+                    // The share itself differs from attempt to attempt; the words must not, or a log repeats them.
+                    format!(
+                        "{address}: no {} within {}",
+                        self.expected(),
+                        share_of(timeout, addresses.len())
+                    ),
                 ),
             };
             worst = match worst {
@@ -210,6 +220,14 @@ impl Dialer {
 
     fn failed(&self, kind: DialErrorKind, cause: String) -> DialError {
         DialError::new(kind, &self.shared.endpoint.address, cause)
+    }
+}
+
+fn share_of(timeout: Duration, addresses: usize) -> String {
+    if addresses == 1 {
+        format!("{timeout:?}")
+    } else {
+        format!("its share of {timeout:?}, one of {addresses} addresses")
     }
 }
 

@@ -1,8 +1,7 @@
 //! What the monitor reports of real servers: well, killed, hung, restarted, loading, refusing writes, refusing us.
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
 use std::collections::VecDeque;
-use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -11,101 +10,20 @@ use pulsegate::decision::{Input, ProbeFailure, ProbeKind};
 use pulsegate::dial::Dialer;
 use pulsegate::monitor::{Identity, Monitor, Settings, Target};
 use pulsegate::replica::{Address, Credentials, Endpoint, ReplicaId, Secret, ShardId};
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+
+#[path = "support/redis_server.rs"]
+mod redis_server;
+
+use redis_server::Server;
 
 /// How long anything may take that has no bound of its own.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 const A: ReplicaId = ReplicaId(0);
 const B: ReplicaId = ReplicaId(1);
-
-/// A `redis-server` that ends with its owner.
-struct Server {
-    child: Child,
-    port: u16,
-    dir: TempDir,
-}
-
-impl Server {
-    async fn start(args: &[&str]) -> Server {
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let dir = TempDir::new().unwrap();
-        let child = Server::spawn(port, &dir, args);
-        let server = Server { child, port, dir };
-        server.wait_until_it_answers().await;
-        server
-    }
-
-    fn spawn(port: u16, dir: &TempDir, args: &[&str]) -> Child {
-        Command::new("redis-server")
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
-            .args(["--save", "", "--appendonly", "no", "--dir"])
-            .arg(dir.path())
-            .args(args)
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("redis-server is on the PATH")
-    }
-
-    async fn wait_until_it_answers(&self) {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Ok(mut tcp) = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await
-                && tcp.write_all(b"PING\r\n").await.is_ok()
-                && tcp.read_u8().await.is_ok()
-            {
-                return;
-            }
-            assert!(Instant::now() < deadline, "redis-server does not answer");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    async fn restart(&mut self, args: &[&str]) {
-        self.child = Server::spawn(self.port, &self.dir, args);
-        self.wait_until_it_answers().await;
-    }
-
-    fn signal(&self, name: &str) {
-        let status = Command::new("kill")
-            .args([name, &self.child.id().to_string()])
-            .status()
-            .unwrap();
-        assert!(status.success());
-    }
-
-    async fn connect(&self) -> redis::aio::MultiplexedConnection {
-        let client = redis::Client::open(("127.0.0.1", self.port)).unwrap();
-        client.get_multiplexed_async_connection().await.unwrap()
-    }
-
-    async fn command(&self, words: &[&str]) {
-        let mut command = redis::cmd(words[0]);
-        for word in &words[1..] {
-            command.arg(*word);
-        }
-        command.exec_async(&mut self.connect().await).await.unwrap();
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 fn target(id: ReplicaId, port: u16, password: Option<&str>) -> Target {
     let endpoint = Endpoint {
@@ -403,8 +321,8 @@ async fn a_restarted_server_is_found_again() {
             )
             .await;
     }
-    server.restart(&[]).await;
     let back = Instant::now();
+    server.restart(&[]).await;
     watch
         .until_all(
             "everything again",
@@ -607,9 +525,17 @@ async fn a_wrong_password_is_told_and_not_tried_in_a_hurry() {
 #[tokio::test]
 async fn only_the_subscription_is_lost() {
     let server = Server::start(&[]).await;
-    let mut watch = Watch::start(&[target(A, server.port, None)], settings());
-    watch.until("the echo", heard(A, A)).await;
+    // Nobody waits ten seconds to hear that the replica itself is well: the loss has it looked at.
+    let settings = Settings {
+        probe_interval: Duration::from_secs(10),
+        ..settings()
+    };
+    let mut watch = Watch::start(&[target(A, server.port, None)], settings);
+    watch
+        .until_all("the first evidence", &[&well(A, ProbeKind::Ping), &heard(A, A)])
+        .await;
     watch.forget();
+    let killed = Instant::now();
     server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
     watch
         .until("the loss", failed(A, ProbeKind::Ping, ProbeFailure::Broken))
@@ -620,6 +546,11 @@ async fn only_the_subscription_is_lost() {
             &[&well(A, ProbeKind::Ping), &subscribed(A), &heard(A, A)],
         )
         .await;
+    assert!(
+        killed.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        killed.elapsed()
+    );
 }
 
 #[tokio::test]
@@ -716,4 +647,41 @@ async fn a_peer_that_hangs_up_is_not_dialled_in_a_loop() {
             "{accepted} connections in about a second, answering {answer:?}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_silent_peer_collects_no_connections() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let open = Arc::new(AtomicUsize::new(0));
+    let total = Arc::new(AtomicUsize::new(0));
+    let (counted, accepted) = (Arc::clone(&open), Arc::clone(&total));
+    tokio::spawn(async move {
+        loop {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            accepted.fetch_add(1, Ordering::Relaxed);
+            counted.fetch_add(1, Ordering::Relaxed);
+            let counted = Arc::clone(&counted);
+            tokio::spawn(async move {
+                let mut requests = Vec::new();
+                let _ = tcp.read_to_end(&mut requests).await;
+                // The other side writes no more; that it has let go altogether shows when it takes no more either. An
+                // answer without an end is what keeps a forgotten reader waiting.
+                while tcp.write_all(b"+").await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                counted.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+    });
+    let settings = Settings {
+        answer_timeout: Duration::from_millis(50),
+        ..settings()
+    };
+    let mut watch = Watch::start(&[target(A, port, None)], settings);
+    watch.during(Duration::from_secs(2)).await;
+    let (open, total) = (open.load(Ordering::Relaxed), total.load(Ordering::Relaxed));
+    assert!(total >= 10, "it was dialled again and again: {total} times");
+    // One more for each task may be on its way out.
+    assert!(open <= 6, "{open} of {total} connections are still open");
 }

@@ -173,3 +173,78 @@ fn to_value(shape: &impl serde::Serialize) -> Value {
     // Plain structs of strings and numbers always serialize.
     serde_json::to_value(shape).unwrap_or(Value::Null)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::decision::Switched;
+
+    fn names() -> Names {
+        Names::new(["local", "remote"].into_iter().map(Arc::from))
+    }
+
+    fn switched(reason: SwitchReason) -> Event {
+        Event::Switched(Switched {
+            epoch: 4,
+            from: Some(ReplicaId(0)),
+            to: ReplicaId(1),
+            reason,
+            why: "3 refused connects".to_owned(),
+            detect: Duration::from_millis(35),
+            fence: None,
+            switch: Duration::from_micros(1),
+        })
+    }
+
+    #[test]
+    fn a_forced_switch_is_louder_than_a_wished_one() {
+        for reason in SwitchReason::ALL {
+            let wished = ["startup", "failback", "operator", "pin"].contains(&reason.word());
+            let report = event(&switched(*reason), &names(), 1);
+            assert_eq!(report.severity == Severity::Info, wished, "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_switch_says_all_it_knows() {
+        let report = event(&switched(SwitchReason::Refused), &names(), 1_764_047_000_123);
+        assert_eq!(
+            report.message,
+            "remote is active (refused), local was: 3 refused connects; detected in 35ms, switched in 1µs"
+        );
+        assert_eq!(
+            report.details,
+            json!({
+                "epoch": 4, "from": "local", "to": "remote", "reason": "refused",
+                "why": "3 refused connects", "at": 1_764_047_000_123_u64, "detect_ms": 35.0,
+                "fence_ms": null, "switch_ms": 0.001,
+            })
+        );
+    }
+
+    #[test]
+    fn a_staged_route_names_its_shares() {
+        let mut order = RouteOrder {
+            epoch: 9,
+            write: ReplicaId(1),
+            read: vec![(ReplicaId(1), 100)],
+            holding: false,
+            abandon_others: true,
+        };
+        assert_eq!(
+            route(&order, &names()).message,
+            "route 9: writes to remote, reads too"
+        );
+        order.read = vec![(ReplicaId(0), 10), (ReplicaId(1), 90)];
+        order.holding = true;
+        let report = route(&order, &names());
+        assert_eq!(
+            report.message,
+            "route 9: writes to remote, reads 10 % to local and 90 % to remote, holding"
+        );
+        assert_eq!(report.details["read"], json!({"local": 10, "remote": 90}));
+    }
+}

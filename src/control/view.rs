@@ -134,3 +134,36 @@ pub(super) fn switch_status(switched: &Switched, names: &Names, at: u64) -> Swit
         switch_ms: millis(switched.switch),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_keep_their_distance_on_both_sides_of_the_anchor() {
+        let now = tokio::time::Instant::now().into_std();
+        let before = now.checked_sub(Duration::from_millis(1500));
+        let anchor = Anchor::take(now);
+        let at = anchor.ms(now);
+        assert!(at > 1_600_000_000_000, "{at} is after 2020");
+        assert_eq!(anchor.ms(now + Duration::from_millis(2500)), at + 2500);
+        if let Some(before) = before {
+            assert!((1499..=1501).contains(&(at - anchor.ms(before))));
+        }
+    }
+
+    #[test]
+    fn milliseconds_to_the_microsecond() {
+        assert_eq!(millis(Duration::from_nanos(1_234_567)), 1.235);
+        assert_eq!(millis(Duration::ZERO), 0.0);
+    }
+
+    #[test]
+    fn names_are_found_both_ways() {
+        let names = Names::new(["local", "remote"].into_iter().map(Arc::from));
+        assert_eq!(names.of(ReplicaId(1)), "remote");
+        assert_eq!(names.of(ReplicaId(2)), "?");
+        assert_eq!(names.find("remote"), Some(ReplicaId(1)));
+        assert_eq!(names.find("elsewhere"), None);
+    }
+}

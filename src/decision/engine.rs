@@ -319,8 +319,10 @@ impl Engine {
         let state = &mut self.replicas[id.index()];
         let failures = self.policy.connect_failures;
         let judgement = judge(id, &state.evidence, &self.links, failures, &self.windows, now);
-        let known = state.evidence.live().is_some();
-        let Some(from) = state.standing.update(judgement, known, &self.windows, now) else {
+        let Some(from) = state
+            .standing
+            .update(judgement, &state.evidence, &self.windows, now)
+        else {
             return;
         };
         let to = state.standing.health;
@@ -331,10 +333,11 @@ impl Engine {
             }
         } else if from == Health::Down {
             state.damping.returned(now);
+            self.links.returned(id, now);
         }
         let why = match to {
             Health::Recovering => "it answers again".to_owned(),
-            _ => state.standing.finding.to_string(),
+            _ => self.replicas[id.index()].standing.finding.to_string(),
         };
         self.tell(Event::Health {
             replica: id,
@@ -486,6 +489,9 @@ impl Engine {
     /// Changes the active replica: route, event and bookkeeping.
     pub(super) fn take(&mut self, taking: Taking, now: Moment) {
         let from = self.active.replace(taking.to);
+        if let Some(tilt) = &mut self.tilt {
+            tilt.active_changed();
+        }
         self.publish(self.operator_hold, taking.abandon);
         if taking.automatic && taking.reason != SwitchReason::Startup {
             self.last_automatic = Some(now);

@@ -119,6 +119,12 @@ impl Evidence {
         self.pings[0].ok.max(self.alive)
     }
 
+    /// Where connects to `shard` are counted: a shard that is not probed by itself shares the replica's endpoint.
+    fn endpoint(&mut self, shard: usize) -> &mut Ping {
+        let own = self.pings.get(shard).is_some_and(|ping| ping.probed);
+        &mut self.pings[if own { shard } else { 0 }]
+    }
+
     /// Round-trip time of the newest good PING.
     pub(super) fn rtt(&self) -> Option<Duration> {
         self.pings[0].rtt
@@ -181,17 +187,14 @@ impl Evidence {
                 if writes.writable != Some(false) || writes.oks >= WRITES_IN_A_ROW {
                     writes.writable = Some(true);
                 }
-                if let Some(ping) = self.pings.get_mut(shard) {
-                    ping.refused = 0;
-                }
+                self.endpoint(shard).refused = 0;
             }
             Err(ProbeFailure::Timeout) if tilt => {}
             Err(ProbeFailure::Timeout) => writes.fail(true, "no answer"),
             Err(ProbeFailure::Rejected(word)) => writes.fail(false, word),
             Err(ProbeFailure::Refused) => {
-                if let Some(ping) = self.pings.get_mut(shard) {
-                    ping.refused = ping.refused.saturating_add(1);
-                }
+                let endpoint = self.endpoint(shard);
+                endpoint.refused = endpoint.refused.saturating_add(1);
             }
             Err(ProbeFailure::Broken) => self.soften(PassiveEvidence::Broken, now),
         }
@@ -270,9 +273,7 @@ impl Evidence {
 
     /// A heartbeat was accepted by the replica.
     pub(super) fn beat_sent(&mut self, shard: usize, seq: u64, windows: &Windows, now: Moment) {
-        if let Some(ping) = self.pings.get_mut(shard) {
-            ping.refused = 0;
-        }
+        self.endpoint(shard).refused = 0;
         let Some(beats) = self.beats.get_mut(shard) else {
             return;
         };

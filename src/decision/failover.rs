@@ -184,7 +184,9 @@ impl Engine {
         let Some(trouble) = self.trouble(active, now) else {
             return;
         };
-        let Some(to) = self.best_fit(now) else { return };
+        let Some(to) = self.best_fit(trouble.reason, now) else {
+            return;
+        };
         if !self.makeshift && self.dwell_ends().is_some_and(|ends| now.awake < ends) {
             return;
         }

@@ -7,7 +7,7 @@
 //! | seen | said |
 //! |---|---|
 //! | a shard refuses writes | `stale` |
-//! | no heartbeat passes to or from anyone, on any shard | `isolated` |
+//! | its own echo passes, but no heartbeat to or from anyone, on any shard | `isolated` |
 //! | a link to or from a live peer is down or over the tolerance, and that peer is well with nobody else to blame | `lagging` |
 //! | every link with every live peer up and within tolerance, writable | `in_sync` |
 
@@ -55,7 +55,8 @@ pub(super) struct Matrix<'a> {
 }
 
 impl Matrix<'_> {
-    /// The live replicas other than `id`.
+    /// The live replicas other than `id` whose own echo passes: with one whose pub/sub is stuck, a silent link says
+    /// nothing of `id`.
     fn peers(&self, id: ReplicaId) -> impl Iterator<Item = ReplicaId> {
         (0_u8..)
             .map(ReplicaId)
@@ -64,6 +65,7 @@ impl Matrix<'_> {
                 peer != id && matches!(health, Health::Healthy | Health::Suspect | Health::Recovering)
             })
             .map(|(peer, _)| peer)
+            .filter(|&peer| self.links.echoes(peer))
     }
 
     /// Whether the matrix says that it is `id` that replicates with no one properly.
@@ -109,7 +111,7 @@ impl Matrix<'_> {
                 },
             );
         }
-        if self.peers(id).all(|peer| self.links.parted(id, peer)) {
+        if self.links.echoes(id) && self.peers(id).all(|peer| self.links.parted(id, peer)) {
             return (Fitness::Isolated, Ground::Alone);
         }
         let good_with_someone = self.peers(id).any(|peer| self.links.pair(id, peer) == Pair::Good);

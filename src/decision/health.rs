@@ -389,6 +389,8 @@ pub(super) struct Standing {
     pub(super) cause: Option<Cause>,
     pub(super) finding: Finding,
     good_since: Option<Moment>,
+    /// While down: when it was last found not to answer.
+    dumb: Option<Moment>,
 }
 
 impl Standing {
@@ -399,19 +401,28 @@ impl Standing {
             cause: None,
             finding: Finding::NothingYet,
             good_since: None,
+            dumb: None,
         }
     }
 
-    /// Takes one judgement; returns the health before, when it changed.
+    /// Takes one judgement; returns the health before, when it changed. Down ends with an answered PING only: error
+    /// answers on the data plane show life, not that it is over.
     pub(super) fn update(
         &mut self,
         judgement: Judgement,
-        known: bool,
+        evidence: &Evidence,
         windows: &Windows,
         now: Moment,
     ) -> Option<Health> {
         let before = self.health;
+        let known = evidence.live().is_some();
         let Judgement { level, finding } = judgement;
+        match level {
+            Level::Past(Cause::EchoLost) => {}
+            Level::Past(_) => self.dumb = Some(now),
+            _ if before == Health::Down && self.dumb > evidence.pings[0].ok => return None,
+            _ => self.dumb = None,
+        }
         self.finding = finding;
         self.cause = match level {
             Level::Past(cause) => Some(cause),

@@ -8,6 +8,8 @@
 //!      └──────────────────── none for a window ─────────────────────────────▶┘
 //! ```
 //!
+//! When a replica comes back, its links that are down are unknown again.
+//!
 //! A heartbeat is fresh when its number is new and it was young when heard. A late one (a backlog was replayed) raises
 //! the lag and proves nothing.
 
@@ -56,7 +58,7 @@ impl Link {
 
     /// How long no fresh heartbeat has come.
     pub(super) fn quiet(&self, now: Moment) -> Duration {
-        now.since(self.fresh.unwrap_or(self.born))
+        now.since(self.fresh.map_or(self.born, |fresh| fresh.max(self.born)))
     }
 }
 
@@ -174,6 +176,25 @@ impl Links {
         for row in self.links.iter_mut().flatten() {
             row[to.index()].excused = now;
         }
+    }
+
+    /// `id` answers again after it was down: what its links did meanwhile says nothing of replication, so those that
+    /// are down are unknown again, and have a whole window to show themselves.
+    pub(super) fn returned(&mut self, id: ReplicaId, now: Moment) {
+        for (from, shards) in (0_u8..).map(ReplicaId).zip(&mut self.links) {
+            for (to, link) in shards.iter_mut().flat_map(|row| (0_u8..).map(ReplicaId).zip(row)) {
+                if (from == id || to == id) && link.up == Some(false) {
+                    link.up = None;
+                    link.born = now;
+                    link.fresh_in_a_row = 0;
+                }
+            }
+        }
+    }
+
+    /// Whether the own heartbeats of `id` come back on some shard: without them its links say nothing of replication.
+    pub(super) fn echoes(&self, id: ReplicaId) -> bool {
+        self.between(id, id).any(|(_, link)| link.up == Some(true))
     }
 
     /// Brings `up` in line with the evidence; returns what changed.

@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use super::engine::Engine;
-use super::event::{Fitness, Health};
+use super::event::{Fitness, Health, SwitchReason};
 use super::moment::Moment;
 use crate::replica::ReplicaId;
 
@@ -77,12 +77,14 @@ impl Engine {
             .min_by_key(|&id| self.rank(id, now))
     }
 
-    /// The best replica for an unforced switch: fit, not isolated, not damped.
-    pub(super) fn best_fit(&self, now: Moment) -> Option<ReplicaId> {
+    /// The best replica for an unforced switch for `reason`: fit and not damped; and in touch with someone, when it is
+    /// isolation that the active is left for.
+    pub(super) fn best_fit(&self, reason: SwitchReason, now: Moment) -> Option<ReplicaId> {
         self.best(now, |id| {
+            let isolated = self.replicas[id.index()].reading.fitness == Fitness::Isolated;
             self.class(id) == Class::Fit
-                && self.replicas[id.index()].reading.fitness != Fitness::Isolated
                 && self.damped(id, now).is_none()
+                && !(isolated && reason == SwitchReason::Isolated)
         })
     }
 }

@@ -45,6 +45,12 @@ impl Tilt {
         self.heard = true;
     }
 
+    /// Another replica is active: its evidence is what counts.
+    pub(super) fn active_changed(&mut self) {
+        self.answered = false;
+        self.heard = false;
+    }
+
     /// When it ends at the latest.
     pub(super) fn settles_at(&self, windows: &Windows) -> Instant {
         self.since.plus(windows.silence)

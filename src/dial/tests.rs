@@ -279,7 +279,7 @@ async fn files_are_checked_before_the_first_connect() {
         (
             Tls {
                 cert: Some(a.cert.clone()),
-                key: Some(b.key.clone()),
+                key: Some(b.key),
                 ..trusting(&a)
             },
             &a.cert,
@@ -450,8 +450,11 @@ async fn later_addresses_are_tried_and_the_worst_failure_is_told() {
     let deadline = Instant::now() + PATIENCE;
 
     let plain = tcp("127.0.0.1", 1, None).unwrap();
-    assert!(plain.connect_any(&[dead, live], deadline).await.is_ok());
-    let error = plain.connect_any(&[dead, dead], deadline).await.unwrap_err();
+    assert!(plain.connect_any(&[dead, live], deadline, PATIENCE).await.is_ok());
+    let error = plain
+        .connect_any(&[dead, dead], deadline, PATIENCE)
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), DialErrorKind::Refused);
 
     // The first address takes its share of the time only, and the second is tried after it.
@@ -462,9 +465,14 @@ async fn later_addresses_are_tried_and_the_worst_failure_is_told() {
     let silent = tcp("127.0.0.1", 1, Some(tls)).unwrap();
     let began = Instant::now();
     let error = silent
-        .connect_any(&[live, dead], began + Duration::from_secs(1))
+        .connect_any(
+            &[live, dead],
+            began + Duration::from_secs(1),
+            Duration::from_secs(1),
+        )
         .await
         .unwrap_err();
+    assert!(error.to_string().contains("its share of 1s"), "{error}");
     assert_eq!(error.kind(), DialErrorKind::Timeout, "{error}");
     assert!(began.elapsed() >= Duration::from_millis(500));
     assert!(began.elapsed() < Duration::from_secs(1));

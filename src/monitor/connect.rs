@@ -2,12 +2,14 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use redis::aio::{MultiplexedConnection, PubSub};
 use redis::{AsyncConnectionConfig, ErrorKind, ProtocolVersion, RedisConnectionInfo, RedisError};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::{Settings, Target};
 use crate::decision::ProbeFailure;
@@ -170,33 +172,101 @@ pub(super) async fn pubsub(target: &Target, settings: &Settings) -> Result<PubSu
     .await
 }
 
+/// How long a failure that comes, goes and comes again in the same words is not logged again.
+const REPEAT_AFTER: Duration = Duration::from_secs(10);
+
 /// Logs a failure once, not at every attempt, and the end of it.
 #[derive(Debug)]
 pub(super) struct Complaint {
     about: &'static str,
-    replica: std::sync::Arc<str>,
-    last: Option<String>,
+    replica: Arc<str>,
+    /// The newest failure that was logged, and when.
+    said: Option<(String, Instant)>,
+    failing: bool,
+    /// The present failure was logged, so its end is to be logged too.
+    announced: bool,
 }
 
 impl Complaint {
-    pub(super) fn new(about: &'static str, replica: &std::sync::Arc<str>) -> Complaint {
+    pub(super) fn new(about: &'static str, replica: &Arc<str>) -> Complaint {
         Complaint {
             about,
-            replica: std::sync::Arc::clone(replica),
-            last: None,
+            replica: Arc::clone(replica),
+            said: None,
+            failing: false,
+            announced: false,
         }
     }
 
     pub(super) fn failed(&mut self, words: &str) {
-        if self.last.as_deref() != Some(words) {
+        if self.is_news(words, Instant::now()) {
             tracing::warn!(replica = %self.replica, "{} fails: {words}", self.about);
-            self.last = Some(words.to_owned());
+        } else {
+            tracing::debug!(replica = %self.replica, "{} fails: {words}", self.about);
         }
     }
 
+    fn is_news(&mut self, words: &str, now: Instant) -> bool {
+        let known = self
+            .said
+            .as_ref()
+            .is_some_and(|(said, at)| said == words && (self.failing || now - *at < REPEAT_AFTER));
+        self.failing = true;
+        if !known {
+            self.said = Some((words.to_owned(), now));
+            self.announced = true;
+        }
+        !known
+    }
+
     pub(super) fn works(&mut self) {
-        if self.last.take().is_some() {
+        self.failing = false;
+        if std::mem::take(&mut self.announced) {
             tracing::info!(replica = %self.replica, "{} works again", self.about);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_is_news_once() {
+        let mut complaint = Complaint::new("PING", &"local".into());
+        let start = Instant::now();
+        let hour = Duration::from_secs(3600);
+        assert!(complaint.is_news("refused", start));
+        assert!(
+            !complaint.is_news("refused", start + hour),
+            "the same all the time"
+        );
+        assert!(complaint.is_news("timed out", start + hour));
+        complaint.works();
+        assert!(!complaint.announced);
+        let soon = start + hour + Duration::from_secs(9);
+        assert!(!complaint.is_news("timed out", soon), "flapping");
+        assert!(!complaint.announced, "its end is no news either");
+        complaint.works();
+        assert!(complaint.is_news("timed out", soon + REPEAT_AFTER));
+    }
+
+    #[test]
+    fn errors_become_evidence() {
+        let word = |error: RedisError| Failure::from(&error).evidence;
+        let io = |kind| RedisError::from(std::io::Error::from(kind));
+        assert_eq!(
+            word(io(std::io::ErrorKind::ConnectionReset)),
+            ProbeFailure::Broken
+        );
+        let parse = RedisError::from((ErrorKind::Parse, "not RESP"));
+        assert_eq!(word(parse), ProbeFailure::Rejected("PROTOCOL".to_owned()));
+        let auth = RedisError::from((ErrorKind::AuthenticationFailed, "wrong"));
+        assert_eq!(word(auth), ProbeFailure::Rejected("AUTH".to_owned()));
+        let server = redis::make_extension_error("NOREPLICAS".to_owned(), Some("Not enough".to_owned()));
+        let failure = Failure::from(&server);
+        assert_eq!(failure.evidence, ProbeFailure::Rejected("NOREPLICAS".to_owned()));
+        assert_eq!(failure.words, "NOREPLICAS Not enough");
+        assert!(failure.usable && !Failure::closed().usable);
     }
 }

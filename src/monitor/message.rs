@@ -291,7 +291,7 @@ mod tests {
         let earlier = Identity::named("app-1");
         let other = Identity {
             instance: "app-2".to_owned(),
-            ..identity.clone()
+            incarnation: identity.incarnation,
         };
         assert_ne!(identity.incarnation, earlier.incarnation);
         for foreign in [earlier, other] {

@@ -1,0 +1,101 @@
+//! What a seed's world is made of: replicas, shards, policy, and how the monitor and the application behave.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::rng::Rng;
+use crate::decision::engine::Member;
+use crate::decision::policy::{FailbackMode, OnFenceTimeout, OnIsolated, Policy};
+use crate::replica::ReplicaId;
+
+#[derive(Clone, Debug)]
+pub(super) struct Setup {
+    pub(super) members: Vec<Member>,
+    pub(super) preferred: ReplicaId,
+    pub(super) policy: Policy,
+    pub(super) pinned: Option<ReplicaId>,
+    /// Replication delay of an open link.
+    pub(super) delay: Duration,
+    /// How long the monitor waits for a probe's answer.
+    pub(super) probe_timeout: Duration,
+    /// Whether the application sends commands.
+    pub(super) traffic: bool,
+    /// Whether operators interfere.
+    pub(super) operators: bool,
+}
+
+const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+impl Setup {
+    pub(super) fn draw(rng: &mut Rng) -> Setup {
+        let count = rng.pick(&[2, 2, 2, 3, 3, 3, 4, 5]);
+        let sharded = rng.chance(250) && count < 4;
+        let equal_weights = rng.chance(200);
+        let members: Vec<Member> = (0_u8..)
+            .take(count)
+            .map(|i| Member {
+                id: ReplicaId(i),
+                name: Arc::from(format!("r{i}")),
+                weight: if equal_weights {
+                    10
+                } else {
+                    u32::from(rng.pick(&[10_u8, 20, 30]))
+                },
+                shards: if sharded { rng.pick(&[1, 2, 3]) } else { 1 },
+            })
+            .collect();
+        let preferred = members
+            .iter()
+            .max_by_key(|member| (member.weight, std::cmp::Reverse(member.id)))
+            .map_or(ReplicaId(0), |member| member.id);
+        let (timeout, interval, probe) = rng.pick(&[
+            (ms(1000), ms(200), ms(250)),
+            (ms(1000), ms(250), ms(500)),
+            (ms(1500), ms(300), ms(400)),
+        ]);
+        let policy = Policy {
+            heartbeat_interval: interval,
+            heartbeat_timeout: timeout,
+            probe_interval: probe,
+            connect_failures: rng.pick(&[2, 3]),
+            dwell: rng.pick(&[ms(2000), ms(4000)]),
+            fence: rng.pick(&[ms(1000), ms(1000), ms(500), ms(0)]),
+            on_fence_timeout: rng.pick(&[
+                OnFenceTimeout::Abort,
+                OnFenceTimeout::Abort,
+                OnFenceTimeout::Proceed,
+            ]),
+            on_isolated: rng.pick(&[OnIsolated::Stay, OnIsolated::Leave]),
+            failback: rng.pick(&[
+                FailbackMode::Immediate,
+                FailbackMode::Immediate,
+                FailbackMode::Manual,
+            ]),
+            grace: rng.pick(&[ms(1500), ms(3000)]),
+            lag_tolerance: ms(500),
+            tilt_after: timeout / 2,
+        };
+        Setup {
+            preferred,
+            pinned: rng
+                .chance(80)
+                .then(|| ReplicaId(u8::try_from(rng.below(count)).unwrap_or(0))),
+            delay: rng.pick(&[ms(1), ms(20), ms(80)]),
+            probe_timeout: rng.pick(&[timeout / 2, timeout]),
+            traffic: rng.chance(650),
+            operators: rng.chance(600),
+            members,
+            policy,
+        }
+    }
+
+    pub(super) fn ids(&self) -> impl Iterator<Item = ReplicaId> + use<> {
+        (0_u8..).map(ReplicaId).take(self.members.len())
+    }
+
+    pub(super) fn shards(&self, id: ReplicaId) -> usize {
+        usize::from(self.members[id.index()].shards)
+    }
+}

@@ -1,0 +1,208 @@
+//! The truth: what each replica and each link really is, since when, and what it was before.
+
+use std::time::Duration;
+
+use super::setup::Setup;
+use crate::replica::ReplicaId;
+
+/// Virtual time since the start of the world.
+pub(super) type At = Duration;
+
+/// What a replica really does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum State {
+    Up,
+    /// Answers late, but within every window.
+    Slow,
+    /// Process gone: connects are refused.
+    Dead,
+    /// Stopped: connects work, nothing answers.
+    Hung,
+    /// Answers everything but PUBLISH and SUBSCRIBE with an error.
+    Loading,
+    /// Refuses writes.
+    Stale,
+    /// Writes never end (`CLIENT PAUSE WRITE`); PING answers, PUBLISH does not.
+    Paused,
+    /// Takes PUBLISH, delivers nothing.
+    Mute,
+}
+
+impl State {
+    /// An application gets answers that are not errors about the replica's state.
+    pub(super) fn answers(self) -> bool {
+        !matches!(self, State::Dead | State::Hung | State::Loading)
+    }
+
+    pub(super) fn writes(self) -> bool {
+        matches!(self, State::Up | State::Slow | State::Mute)
+    }
+
+    pub(super) fn publishes(self) -> bool {
+        matches!(
+            self,
+            State::Up | State::Slow | State::Loading | State::Stale | State::Mute
+        )
+    }
+
+    pub(super) fn delivers(self) -> bool {
+        matches!(self, State::Up | State::Slow | State::Loading | State::Stale)
+    }
+
+    pub(super) fn fit(self) -> bool {
+        matches!(self, State::Up | State::Slow)
+    }
+}
+
+/// What one direction of one shard's replication really does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Way {
+    /// Within tolerance.
+    Open(Duration),
+    /// Over the tolerance, or so late that nothing is fresh.
+    Late(Duration),
+    /// Nothing passes; a backlog waits.
+    Cut,
+}
+
+/// A value with the times at which it changed.
+#[derive(Clone, Debug)]
+pub(super) struct History<T> {
+    /// Newest last.
+    changes: Vec<(At, T)>,
+}
+
+impl<T: Copy + PartialEq> History<T> {
+    pub(super) fn new(value: T) -> History<T> {
+        History {
+            changes: vec![(At::ZERO, value)],
+        }
+    }
+
+    pub(super) fn now(&self) -> T {
+        self.changes.last().expect("never empty").1
+    }
+
+    pub(super) fn set(&mut self, at: At, value: T) {
+        if self.now() != value {
+            self.changes.push((at, value));
+        }
+    }
+
+    /// For how long `is` has held without a break until `at`; `None` when it does not hold now.
+    pub(super) fn held(&self, at: At, is: impl Fn(T) -> bool) -> Option<Duration> {
+        let mut since = None;
+        for &(start, value) in self.changes.iter().rev() {
+            if !is(value) {
+                break;
+            }
+            since = Some(start);
+        }
+        since.map(|since| at.saturating_sub(since))
+    }
+
+    /// The end of the newest stretch of at least `least` in which `is` held, if there was one; `at` when it still lasts.
+    pub(super) fn last_stretch(&self, at: At, least: Duration, is: impl Fn(T) -> bool) -> Option<At> {
+        let mut newest = None;
+        let mut began = None;
+        for &(start, value) in &self.changes {
+            if is(value) {
+                began.get_or_insert(start);
+            } else if let Some(from) = began.take()
+                && start.saturating_sub(from) >= least
+            {
+                newest = Some(start);
+            }
+        }
+        match began {
+            Some(from) if at.saturating_sub(from) >= least => Some(at),
+            _ => newest,
+        }
+    }
+
+    /// Whether `is` held at any time since `from`.
+    pub(super) fn any_since(&self, from: At, is: impl Fn(T) -> bool) -> bool {
+        for &(start, value) in self.changes.iter().rev() {
+            if is(value) {
+                return true;
+            }
+            if start <= from {
+                break;
+            }
+        }
+        false
+    }
+}
+
+/// A heartbeat or a fence in a cut link's backlog, or in a hung subscriber's socket.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Message {
+    Beat { seq: u64, sent: At },
+    Fence { id: u64 },
+}
+
+/// Everything that is true.
+#[derive(Clone, Debug)]
+pub(super) struct World {
+    pub(super) nodes: Vec<History<State>>,
+    /// Counts falls and stops: an answer under way is lost with its generation.
+    pub(super) generation: Vec<u32>,
+    pub(super) subscribed: Vec<bool>,
+    /// Something small went wrong on a well replica (a lost probe, a broken link): no time to be strict.
+    pub(super) noise: Vec<At>,
+    /// `[from][to][shard]`, `from != to`.
+    pub(super) ways: Vec<Vec<Vec<History<Way>>>>,
+    pub(super) backlog: Vec<Vec<Vec<Vec<Message>>>>,
+}
+
+impl World {
+    pub(super) fn new(setup: &Setup) -> World {
+        let n = setup.members.len();
+        let mut ways = Vec::new();
+        for from in &setup.members {
+            let shards = usize::from(from.shards);
+            ways.push(vec![vec![History::new(Way::Open(setup.delay)); shards]; n]);
+        }
+        let backlog = ways
+            .iter()
+            .map(|tos| tos.iter().map(|shards| vec![Vec::new(); shards.len()]).collect())
+            .collect();
+        World {
+            nodes: vec![History::new(State::Up); n],
+            generation: vec![0; n],
+            subscribed: vec![true; n],
+            noise: vec![At::ZERO; n],
+            ways,
+            backlog,
+        }
+    }
+
+    pub(super) fn state(&self, id: ReplicaId) -> State {
+        self.nodes[id.index()].now()
+    }
+
+    pub(super) fn way(&self, from: ReplicaId, to: ReplicaId, shard: usize) -> Way {
+        if from == to {
+            Way::Open(Duration::ZERO)
+        } else {
+            self.ways[from.index()][to.index()][shard].now()
+        }
+    }
+
+    /// For how long every direction and shard between the two has been open.
+    pub(super) fn pair_open(&self, at: At, a: ReplicaId, b: ReplicaId) -> Option<Duration> {
+        let ways = [(a, b), (b, a)]
+            .into_iter()
+            .flat_map(|(x, y)| &self.ways[x.index()][y.index()]);
+        ways.map(|way| way.held(at, |way| matches!(way, Way::Open(_))))
+            .min()
+            .flatten()
+    }
+
+    /// For how long `id` has been well: fit, and every link with every other replica open.
+    pub(super) fn well(&self, at: At, id: ReplicaId) -> Option<Duration> {
+        let fit = self.nodes[id.index()].held(at, State::fit)?;
+        let quiet = at.saturating_sub(self.noise[id.index()]);
+        Some(fit.min(quiet))
+    }
+}
