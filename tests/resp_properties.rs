@@ -1,5 +1,7 @@
 //! The scanners against `redis-protocol`, and against every way in which the network can cut a stream.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 use pulsegate::resp::{
