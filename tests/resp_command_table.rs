@@ -8,6 +8,8 @@
 //!
 //! To renew the table: `RENEW_COMMAND_TABLE=1 cargo test --test resp_command_table`, with both servers.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 #[path = "support/resp_server.rs"]
 mod resp_server;
 

@@ -1,5 +1,7 @@
 //! A real `redis-server` says what the scanner, the key finder and the slot function must say.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 #[path = "support/resp_server.rs"]
 mod resp_server;
 

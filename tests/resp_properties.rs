@@ -1,9 +1,11 @@
 //! The scanners against `redis-protocol`, and against every way in which the network can cut a stream.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 use pulsegate::resp::{
-    ProtocolError, ReplyScan, ReplyScanner, RequestScanner, Scan, args, encode_command, inline_args,
+    ProtocolError, ReplyScan, ReplyScanner, Request, RequestScanner, Scan, args, encode_command, inline_args,
     inline_to_multibulk, keys, lookup, reply_elements, reply_text,
 };
 
@@ -21,7 +23,7 @@ type Frames<F> = (Vec<F>, Option<ProtocolError>);
 
 /// Scans a stream that arrives in pieces of these sizes (over and over). Whatever an earlier call has seen of a frame
 /// is overwritten before the next call, so a scanner that reads it again comes to another verdict.
-fn requests(stream: &[u8], pieces: &[usize]) -> Frames<(usize, u32, bool, (u32, u32), (u32, u32))> {
+fn requests(stream: &[u8], pieces: &[usize]) -> Frames<Request> {
     let mut scanner = RequestScanner::new();
     let (mut start, mut end, mut found) = (0, 0, Vec::new());
     let mut seen = 0;
@@ -31,7 +33,7 @@ fn requests(stream: &[u8], pieces: &[usize]) -> Frames<(usize, u32, bool, (u32, 
         buf[..seen].fill(0xfe);
         match scanner.scan(&buf) {
             Ok(Scan::Complete(r)) => {
-                found.push((r.len, r.args, r.inline, r.name, r.first));
+                found.push(r);
                 start += r.len;
                 seen = 0;
             }
@@ -238,16 +240,16 @@ proptest! {
         prop_assert_eq!(error, None);
         prop_assert_eq!(found.len(), commands.len());
         let mut at = 0;
-        for ((len, count, inline, name, first), command) in found.into_iter().zip(&commands) {
+        for (request, command) in found.into_iter().zip(&commands) {
             let (frame, oracle) = redis_protocol::resp2::decode::decode(&stream[at..]).unwrap().unwrap();
-            prop_assert_eq!(len, oracle);
+            prop_assert_eq!(request.len, oracle);
             let redis_protocol::resp2::types::OwnedFrame::Array(items) = frame else { panic!("no array") };
-            let frame = &stream[at..at + len];
-            prop_assert_eq!((count as usize, inline), (items.len(), false));
-            prop_assert_eq!(&frame[name.0 as usize..name.1 as usize], &command[0][..]);
-            prop_assert_eq!(&frame[first.0 as usize..first.1 as usize], command.get(1).map_or(&[][..], |a| a));
+            let frame = &stream[at..at + request.len];
+            prop_assert_eq!((request.args as usize, request.inline), (items.len(), false));
+            prop_assert_eq!(request.name(frame), &command[0][..]);
+            prop_assert_eq!(request.first(frame), command.get(1).map_or(&[][..], |a| a));
             prop_assert!(args(frame).eq(command.iter().map(Vec::as_slice)));
-            at += len;
+            at += request.len;
         }
     }
 
@@ -319,7 +321,7 @@ proptest! {
         let line = format!("{line}\r\n");
         match (requests(line.as_bytes(), &[1]), inline_args(line.as_bytes())) {
             ((found, None), Some(words)) => {
-                prop_assert_eq!(found[0].1 as usize, words.len());
+                prop_assert_eq!(found[0].args as usize, words.len());
                 let frame = inline_to_multibulk(line.as_bytes()).unwrap();
                 prop_assert!(args(&frame).eq(words.iter().map(Vec::as_slice)));
             }
