@@ -127,7 +127,10 @@ async fn serve(config: Config) -> Result<(), Error> {
             heartbeat_interval: config.policy.heartbeat_interval,
             probe_interval: config.policy.probe_interval,
             connect_timeout: config.upstream.connect_timeout,
-            answer_timeout: config.policy.heartbeat_timeout,
+            answer_timeout: config
+                .upstream
+                .connect_timeout
+                .min(config.policy.heartbeat_timeout),
         },
         inputs,
     );

@@ -1,0 +1,14 @@
+//! Pulsegate end to end: the real binary in front of real servers, by capability.
+//!
+//! The rig stands in for Active-Active Redis; applications are raw sockets here (redis-py drives the demo).
+
+#[path = "e2e/failover.rs"]
+mod failover;
+#[path = "e2e/hostile.rs"]
+mod hostile;
+#[path = "e2e/planned.rs"]
+mod planned;
+#[path = "e2e/support.rs"]
+mod support;
+#[path = "e2e/transparent.rs"]
+mod transparent;

@@ -1,0 +1,395 @@
+//! The sidecar under test, an application of raw sockets, and a load whose every write carries a token of its own.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use pulsegate::resp::{ReplyScan, ReplyScanner, encode_command};
+use rig::{Rig, RigOptions};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// How long anything may take that has no bound of its own.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(12);
+
+/// A moment, for measuring.
+#[expect(clippy::disallowed_methods, reason = "tests measure")]
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
+
+/// Two regions, `local` and `remote`.
+pub(crate) async fn two_regions() -> Rig {
+    Rig::start(RigOptions::count(2)).await.expect("the rig starts")
+}
+
+/// The running binary.
+pub(crate) struct Sidecar {
+    child: Child,
+    /// Where applications connect.
+    pub(crate) addr: SocketAddr,
+    admin: String,
+    log: Arc<Mutex<Vec<String>>>,
+    _dir: TempDir,
+    config: std::path::PathBuf,
+}
+
+impl Sidecar {
+    /// Starts it in front of `rig`, the first region preferred; `toml` is added to the configuration's top.
+    pub(crate) async fn start(rig: &Rig, profile: &str, toml: &str) -> Sidecar {
+        let mut replicas = String::new();
+        for region in rig.regions() {
+            replicas += &format!(
+                "[[replica]]\nname = \"{}\"\nurl = \"{}\"\n",
+                region.name(),
+                region.url()
+            );
+        }
+        Sidecar::with_replicas(&replicas, profile, toml).await
+    }
+
+    /// Starts it with these `[[replica]]` tables.
+    pub(crate) async fn with_replicas(replicas: &str, profile: &str, toml: &str) -> Sidecar {
+        let dir = TempDir::new().expect("a folder");
+        let config = dir.path().join("pulsegate.toml");
+        let has = |table: &str| toml.contains(table);
+        let mut text = String::from(toml);
+        if !has("[listener]") {
+            text += "\n[listener]\nbind = [\"127.0.0.1:0\"]\n";
+        }
+        text += &format!(
+            "\n[admin]\nbind = \"127.0.0.1:0\"\nstate_file = \"{}\"\n[detection]\nprofile = \"{profile}\"\n[log]\nformat = \"json\"\n{replicas}",
+            dir.path().join("pin").display()
+        );
+        std::fs::write(&config, text).expect("the configuration is written");
+        let (child, addr, admin, log) = Sidecar::spawn(&config).await;
+        let sidecar = Sidecar {
+            child,
+            addr,
+            admin,
+            log,
+            dir,
+            config,
+        };
+        sidecar.wait("a route", |s| s["active"].is_string()).await;
+        sidecar
+    }
+
+    async fn spawn(config: &std::path::Path) -> (Child, SocketAddr, String, Arc<Mutex<Vec<String>>>) {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_pulsegate"))
+            .args(["run", "--config"])
+            .arg(config)
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("the binary starts");
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (found, addresses) = mpsc::channel();
+        let (lines, stderr) = (Arc::clone(&log), child.stderr.take().expect("piped"));
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if let Ok(json) = serde_json::from_str::<Value>(&line) {
+                    let fields = &json;
+                    let message = fields["message"].as_str().unwrap_or_default();
+                    if let Some(who) = message.strip_prefix("listening for ") {
+                        let address = fields["address"].as_str().unwrap_or_default().to_owned();
+                        let _ = found.send((who.to_owned(), address));
+                    }
+                }
+                lines.lock().unwrap().push(line);
+            }
+        });
+        let mut known = HashMap::new();
+        while known.len() < 2 {
+            match addresses.recv_timeout(PATIENCE) {
+                Ok((who, address)) => known.insert(who, address),
+                Err(_) => panic!(
+                    "pulsegate did not say where it listens: {:#?}",
+                    log.lock().unwrap()
+                ),
+            };
+        }
+        (
+            child,
+            known["applications"].parse().expect("an address"),
+            format!("http://{}", known["operators"]),
+            log,
+        )
+    }
+
+    /// Runs the command line's verb against this sidecar.
+    pub(crate) async fn verb(&self, words: &[&str]) -> Result<String, String> {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_pulsegate"));
+        let out = command
+            .args(words)
+            .args(["--admin", &self.admin])
+            .output()
+            .await
+            .expect("the verb runs");
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        if out.status.success() {
+            Ok(text)
+        } else {
+            Err(String::from_utf8_lossy(&out.stderr).into_owned())
+        }
+    }
+
+    /// `/status`.
+    pub(crate) async fn status(&self) -> Value {
+        serde_json::from_str(&self.get("/status").await).expect("JSON")
+    }
+
+    /// `GET path`: the body.
+    pub(crate) async fn get(&self, path: &str) -> String {
+        let host = self.admin.trim_start_matches("http://");
+        let mut stream = TcpStream::connect(host).await.expect("the admin server listens");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("asks");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("answers");
+        answer.split_once("\r\n\r\n").expect("a body").1.to_owned()
+    }
+
+    /// The sum of a counter over its labels.
+    pub(crate) async fn counter(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").await;
+        text.lines()
+            .filter(|l| l.starts_with(name))
+            .filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+
+    /// Waits until `/status` is as wished; how long it took.
+    pub(crate) async fn wait(&self, what: &str, wished: impl Fn(&Value) -> bool) -> Duration {
+        let began = now();
+        loop {
+            let status = self.status().await;
+            if wished(&status) {
+                return began.elapsed();
+            }
+            if began.elapsed() > PATIENCE {
+                panic!(
+                    "no {what} within {PATIENCE:?}: {status:#}\n{}",
+                    self.log.lock().unwrap().join("\n")
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until `replica` is active.
+    pub(crate) async fn wait_active(&self, replica: &str) -> Duration {
+        self.wait(&format!("switch to {replica}"), |s| {
+            s["active"] == replica && s["holding"] == false
+        })
+        .await
+    }
+
+    /// Stops it and starts it again with the same configuration and state, on new ports.
+    pub(crate) async fn restart(&mut self) {
+        self.stop();
+        (self.child, self.addr, self.admin, self.log) = Sidecar::spawn(&self.config).await;
+        self.wait("a route", |s| s["active"].is_string()).await;
+    }
+
+    fn stop(&mut self) {
+        let pid = self.child.id().to_string();
+        let _ = Command::new("kill").args(["-TERM", &pid]).status();
+        let began = now();
+        while self.child.try_wait().expect("waits").is_none() {
+            assert!(began.elapsed() < PATIENCE, "SIGTERM did not end it");
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- pulsegate's log\n{}", self.log.lock().unwrap().join("\n"));
+        }
+    }
+}
+
+/// An application's connection.
+pub(crate) struct App {
+    stream: TcpStream,
+    buf: Vec<u8>,
+}
+
+impl App {
+    /// Connects to the sidecar, or to a server.
+    pub(crate) async fn connect(addr: SocketAddr) -> App {
+        App {
+            stream: TcpStream::connect(addr).await.expect("connects"),
+            buf: Vec::new(),
+        }
+    }
+
+    /// Sends bytes as they are.
+    pub(crate) async fn send(&mut self, bytes: &[u8]) {
+        self.stream
+            .write_all(bytes)
+            .await
+            .expect("the connection takes bytes");
+    }
+
+    /// Sends a command.
+    pub(crate) async fn say(&mut self, words: &[&str]) {
+        let words: Vec<&[u8]> = words.iter().map(|w| w.as_bytes()).collect();
+        self.send(&encode_command(&words)).await;
+    }
+
+    /// The next reply or push, whole; an error text when the connection closed or stayed silent.
+    pub(crate) async fn try_hear(&mut self, patience: Duration) -> Result<String, String> {
+        let mut scanner = ReplyScanner::new();
+        let end = tokio::time::Instant::now() + patience;
+        loop {
+            if let ReplyScan::Complete(reply) =
+                scanner.scan(&self.buf).map_err(|e| format!("no RESP: {e}"))?
+            {
+                let frame: Vec<u8> = self.buf.drain(..reply.len).collect();
+                return Ok(String::from_utf8_lossy(&frame).into_owned());
+            }
+            match tokio::time::timeout_at(end, self.stream.read_buf(&mut self.buf)).await {
+                Err(_) => return Err("silence".into()),
+                Ok(Ok(0)) => return Err("closed".into()),
+                Ok(Err(error)) => return Err(format!("closed: {error}")),
+                Ok(Ok(_)) => {}
+            }
+        }
+    }
+
+    /// The next reply or push.
+    pub(crate) async fn hear(&mut self) -> String {
+        self.try_hear(PATIENCE).await.expect("a reply")
+    }
+
+    /// A command and its reply.
+    pub(crate) async fn ask(&mut self, words: &[&str]) -> String {
+        self.say(words).await;
+        self.hear().await
+    }
+}
+
+/// What a load saw.
+#[derive(Default, Debug)]
+pub(crate) struct Seen {
+    /// Tokens whose write was acknowledged.
+    pub(crate) acked: Vec<String>,
+    /// Error replies by their first word.
+    pub(crate) errors: HashMap<String, usize>,
+    /// Connections that were closed.
+    pub(crate) closed: usize,
+    /// Longest time between two successful replies of one client.
+    pub(crate) gap: Duration,
+    /// Replies in all.
+    pub(crate) replies: usize,
+}
+
+/// Clients that write tokens and read, one command after the other, until told to stop.
+pub(crate) struct Load {
+    stop: Arc<AtomicBool>,
+    clients: Vec<tokio::task::JoinHandle<Seen>>,
+}
+
+impl Load {
+    /// Starts `clients` connections.
+    pub(crate) fn start(addr: SocketAddr, clients: usize) -> Load {
+        let stop = Arc::new(AtomicBool::new(false));
+        let clients = (0..clients)
+            .map(|c| tokio::spawn(client(addr, c, Arc::clone(&stop))))
+            .collect();
+        Load { stop, clients }
+    }
+
+    /// Stops and sums up.
+    pub(crate) async fn stop(self) -> Seen {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut all = Seen::default();
+        for client in self.clients {
+            let seen = client.await.expect("the client does not panic");
+            all.acked.extend(seen.acked);
+            all.closed += seen.closed;
+            all.replies += seen.replies;
+            all.gap = all.gap.max(seen.gap);
+            for (code, n) in seen.errors {
+                *all.errors.entry(code).or_default() += n;
+            }
+        }
+        all
+    }
+}
+
+async fn client(addr: SocketAddr, number: usize, stop: Arc<AtomicBool>) -> Seen {
+    let mut app = App::connect(addr).await;
+    let (mut seen, mut last) = (Seen::default(), now());
+    for n in 0u64.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let token = format!("{number}:{n}");
+        let write = n % 2 == 0;
+        if write {
+            app.say(&["RPUSH", &format!("tokens:{number}"), &token]).await;
+        } else {
+            app.say(&["GET", "anything"]).await;
+        }
+        match app.try_hear(PATIENCE).await {
+            Ok(reply) if reply.starts_with('-') => {
+                let code = reply[1..]
+                    .split([' ', '\r'])
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned();
+                *seen.errors.entry(code).or_default() += 1;
+            }
+            Ok(_) => {
+                seen.replies += 1;
+                seen.gap = seen.gap.max(last.elapsed());
+                last = now();
+                if write {
+                    seen.acked.push(token);
+                }
+            }
+            Err(_) => {
+                seen.closed += 1;
+                break;
+            }
+        }
+        // A steady application, not a saturating one.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    seen
+}
+
+/// Checks on `region` that no token was applied twice; how many are there.
+pub(crate) async fn tokens_once(rig: &Rig, region: &str, clients: usize) -> usize {
+    let mut all = 0;
+    for client in 0..clients {
+        let key = format!("tokens:{client}");
+        let value = rig
+            .region(region)
+            .command(&["LRANGE", &key, "0", "-1"])
+            .await
+            .expect("the replica answers");
+        let tokens: Vec<String> = redis::from_redis_value(value).expect("a list of tokens");
+        let mut counts = HashMap::new();
+        for token in &tokens {
+            *counts.entry(token).or_insert(0) += 1;
+        }
+        for (token, n) in counts {
+            assert_eq!(n, 1, "token {token} was applied {n} times on {region}");
+        }
+        all += tokens.len();
+    }
+    all
+}
