@@ -127,7 +127,7 @@ fn special(c: &mut Classified, info: &CommandInfo, frame: &[u8], request: &Reque
             c.change = Some(Box::new(Change::Mode(
                 "readonly",
                 Some(Bytes::copy_from_slice(frame)),
-            )))
+            )));
         }
         Kind::Readwrite => c.change = Some(Box::new(Change::Mode("readonly", None))),
         Kind::Blocking | Kind::MaybeBlocking => {

@@ -270,7 +270,7 @@ fn take(session: &Rc<Session>, frame: Frame<'_>, request: &resp::Request) {
     };
     match RequestScanner::new().scan(&multibulk) {
         Ok(Scan::Complete(request)) if request.args > 0 => {
-            session.accept(Frame::Borrowed(&multibulk), &request)
+            session.accept(Frame::Borrowed(&multibulk), &request);
         }
         // A line of nothing but quotes and blanks.
         _ => {}

@@ -207,14 +207,13 @@ mod tests {
                         written += n;
                     }
                     Step::Release => {
-                        if let Some(&len) = lens.front() {
-                            if released + len <= written {
+                        if let Some(&len) = lens.front()
+                            && released + len <= written {
                                 prop_assert_eq!(outbox.front(len), &all[released..released + len]);
                                 outbox.release(len);
                                 released += len;
                                 lens.pop_front();
                             }
-                        }
                     }
                 }
                 prop_assert_eq!(outbox.has_unwritten(), written < all.len());

@@ -74,7 +74,7 @@ impl Sidecar {
             addr,
             admin,
             log,
-            dir,
+            _dir: dir,
             config,
         };
         sidecar.wait("a route", |s| s["active"].is_string()).await;

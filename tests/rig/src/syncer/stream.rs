@@ -109,7 +109,7 @@ impl Parser {
             b"REPLCONF" => {
                 unit.wants_ack |= args
                     .get(1)
-                    .is_some_and(|what| what.eq_ignore_ascii_case(b"getack"))
+                    .is_some_and(|what| what.eq_ignore_ascii_case(b"getack"));
             }
             // Active-Active databases replicate neither scripts nor functions.
             b"PING" | b"SCRIPT" | b"FUNCTION" => {}
