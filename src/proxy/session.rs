@@ -538,23 +538,25 @@ fn subscription(word: &[u8]) -> Option<(Subscription, bool)> {
 }
 
 fn is_confirmation(frame: &[u8]) -> bool {
-    resp::reply_elements(frame)
+    words(frame)
         .next()
         .is_some_and(|word| subscription(word).is_some())
 }
 
 fn is_message(frame: &[u8]) -> bool {
-    matches!(
-        resp::reply_elements(frame).next(),
-        Some(b"message" | b"pmessage" | b"smessage")
-    )
+    matches!(words(frame).next(), Some(b"message" | b"pmessage" | b"smessage"))
 }
 
 fn confirm(intent: &mut Intent, frame: &[u8]) {
-    let mut elements = resp::reply_elements(frame);
-    if let Some((kind, on)) = elements.next().and_then(subscription)
-        && let Some(channel) = elements.next()
+    let mut words = words(frame);
+    if let Some((kind, on)) = words.next().and_then(subscription)
+        && let Some(channel) = words.next()
     {
         intent.subscription(kind, channel, on);
     }
+}
+
+/// The texts of an aggregate's elements, up to the first that has none.
+fn words(frame: &[u8]) -> impl Iterator<Item = &[u8]> {
+    resp::reply_elements(frame).map_while(resp::reply_text)
 }
