@@ -160,6 +160,8 @@ pub struct Listener {
     pub max_clients: usize,
     /// `workers`: data-plane threads.
     pub workers: usize,
+    /// `output_limit`: bytes that may wait for one application to read them; beyond, it is disconnected.
+    pub output_limit: usize,
 }
 
 /// One listening address.
@@ -180,9 +182,22 @@ impl fmt::Display for Bind {
     }
 }
 
+/// Who shares upstream connections.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum UpstreamMode {
+    /// Stateless commands of all sessions; a session that needs a connection of its own has one for as long.
+    Shared,
+    /// Nobody: every session has a connection of its own.
+    Dedicated,
+}
+
 /// How links behave.
 #[derive(Clone, Debug)]
 pub struct Upstream {
+    /// `upstream.mode`
+    pub mode: UpstreamMode,
+    /// `upstream.shared_links`: shared connections of each worker to each replica; at least one.
+    pub shared_links: usize,
     /// `detection.connect_timeout`
     pub connect_timeout: Duration,
     /// `detection.response_timeout`: a sent command without an answer (not for blocking commands).

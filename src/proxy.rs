@@ -18,7 +18,9 @@ mod listener;
 mod outbox;
 mod pipeline;
 mod recover;
+mod scripts;
 mod session;
+mod upstream;
 mod worker;
 
 use std::io;

@@ -361,7 +361,6 @@ fn keys_of_parts_that_are_not_built_yet_are_refused_as_such() {
         ("[listener]\nauth = { users = [] }", "listener.auth"),
         ("[failback]\nread_steps = [10]", "failback.read_steps"),
         ("[failback]\nsoak = \"30s\"", "failback.soak"),
-        ("[upstream]\nshared_links = 2", "upstream"),
         ("[coordination]\nmode = \"etcd\"", "coordination"),
     ] {
         let lines = problems(&format!("{REPLICAS}{text}"));
@@ -411,7 +410,7 @@ fn unknown_keys_suggest_the_one_that_is_meant() {
         ),
         (
             "[zzz]\na = 1",
-            "2: zzz: unknown key; sections are listener, replica, detection, failover, failback, hold, admin, log, upstream, coordination",
+            "2: zzz: unknown key; sections are listener, replica, upstream, detection, failover, failback, hold, admin, log, coordination",
         ),
         (
             "[admin]\ntoken = \"x\"",

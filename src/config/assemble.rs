@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use super::problem::{Origin, Problem};
 use super::walk::{Given, Values};
-use super::{Admin, Bind, Config, Detection, Hold, Listener, Log, LogFormat, Upstream, replicas, schema};
+use super::{
+    Admin, Bind, Config, Detection, Hold, Listener, Log, LogFormat, Upstream, UpstreamMode, replicas, schema,
+};
 use crate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, Policy};
 use crate::replica::{Address, Replica};
 
@@ -110,6 +112,7 @@ fn listener(findings: &mut Findings<'_>) -> Listener {
         bind: seen,
         max_clients: to_usize(values.number("listener.max_clients")),
         workers: to_usize(values.number("listener.workers")),
+        output_limit: to_usize(values.number("listener.output_limit")),
     }
 }
 
@@ -205,6 +208,11 @@ fn timing(findings: &mut Findings<'_>) -> (Policy, Upstream) {
         tilt_after: (heartbeat_timeout / 2).max(heartbeat_interval * 3 / 2),
     };
     let upstream = Upstream {
+        mode: match values.word("upstream.mode").as_str() {
+            "dedicated" => UpstreamMode::Dedicated,
+            _ => UpstreamMode::Shared,
+        },
+        shared_links: to_usize(values.number("upstream.shared_links")),
         connect_timeout: duration("detection.connect_timeout", profile.connect_timeout),
         response_timeout: duration("detection.response_timeout", profile.response_timeout),
     };

@@ -74,6 +74,11 @@ pub(super) const KEYS: &[Key] = &[
     key("listener.bind", Kind::Binds, "127.0.0.1:6379"),
     key("listener.max_clients", Kind::Count(1, 1_000_000), "10000"),
     key("listener.workers", Kind::Count(1, 64), "1"),
+    key(
+        "listener.output_limit",
+        Kind::Size(1024 * 1024, 1024 * GIB),
+        "256MiB",
+    ),
     key("listener.allow_open", Kind::Switch, "false"),
     bare("listener.tls", Kind::NotBuilt),
     bare("listener.auth", Kind::NotBuilt),
@@ -93,6 +98,8 @@ pub(super) const KEYS: &[Key] = &[
     bare("replica.tls.server_name", Kind::Text),
     key("replica.tls.insecure_skip_verify", Kind::Switch, "false"),
     bare("replica.rest", Kind::NotBuilt),
+    key("upstream.mode", Kind::OneOf(&["shared", "dedicated"]), "shared"),
+    key("upstream.shared_links", Kind::Count(1, 64), "1"),
     key(
         "detection.profile",
         Kind::OneOf(&["fast", "balanced", "patient"]),
@@ -130,7 +137,6 @@ pub(super) const KEYS: &[Key] = &[
     key("admin.state_file", Kind::NewFile, ""),
     key("log.format", Kind::OneOf(&["text", "json"]), "text"),
     key("log.level", Kind::Filter, "info"),
-    bare("upstream", Kind::NotBuilt),
     bare("coordination", Kind::NotBuilt),
 ];
 

@@ -107,10 +107,15 @@ impl Histogram {
 
     /// Counts `duration`. Only from the one thread that owns the histogram.
     pub fn observe(&self, duration: Duration) {
+        self.observe_all(duration, 1);
+    }
+
+    /// Counts `duration` for each of `n`. Only from the one thread that owns the histogram.
+    pub fn observe_all(&self, duration: Duration, n: u64) {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let bucket = self.bounds.partition_point(|bound| *bound < nanos);
-        self.buckets[bucket].inc();
-        self.sum.add(nanos);
+        self.buckets[bucket].add(n);
+        self.sum.add(nanos.saturating_mul(n));
     }
 
     /// Inclusive upper bounds in nanoseconds; the last bucket has none.

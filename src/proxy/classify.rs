@@ -2,11 +2,11 @@
 
 use bytes::Bytes;
 
-use super::command::{Expect, Tx};
+use super::command::{Expect, ScriptUse, Tx};
 use super::intent::{Change, Login, Password};
 use crate::metrics::Class;
 use crate::resp::command::{CommandInfo, Kind, is_blocking, lookup, lookup_sub};
-use crate::resp::{self, Request};
+use crate::resp::{self, Request, RequestScanner, Scan};
 
 /// What a request is, before it has a slot.
 #[derive(Debug)]
@@ -15,6 +15,12 @@ pub(crate) struct Classified {
     pub expect: Expect,
     /// May be sent twice.
     pub read: bool,
+    /// Needs a link of the session's own.
+    pub own: bool,
+    /// Leaves behind on the connection what Pulsegate does not know how to undo.
+    pub taints: bool,
+    /// What it has to do with scripts and functions.
+    pub script: Option<ScriptUse>,
     /// Its part in a transaction.
     pub tx: Tx,
     /// What a successful reply changes.
@@ -34,6 +40,8 @@ pub(crate) enum LocalCommand {
     Quit,
     /// Would turn the connection into a replication stream.
     Refused,
+    /// Closed without a word: the first line of an HTTP request.
+    Closed,
 }
 
 /// CLIENT REPLY ON, OFF, SKIP.
@@ -53,14 +61,23 @@ pub(crate) fn classify(frame: &[u8], request: &Request) -> Classified {
     let mut c = Classified {
         expect: Expect::Reply,
         read: false,
+        own: false,
+        taints: false,
+        script: None,
         tx: Tx::None,
         change: None,
         class: Class::Write,
         local: None,
         reply_mode: None,
     };
-    // What the table does not know may be anything, so it counts as a write.
-    let Some(mut info) = lookup(name) else { return c };
+    let Some(mut info) = lookup(name) else {
+        if name.eq_ignore_ascii_case(b"POST") || name.eq_ignore_ascii_case(b"Host:") {
+            c.local = Some(LocalCommand::Closed);
+        }
+        // What the table does not know may be anything: it counts as a write, and as one that changes the connection.
+        (c.own, c.taints) = (true, true);
+        return c;
+    };
     if info.is_container() {
         info = lookup_sub(info, request.first(frame)).unwrap_or(info);
     }
@@ -74,7 +91,7 @@ pub(crate) fn classify(frame: &[u8], request: &Request) -> Classified {
 }
 
 fn special(c: &mut Classified, info: &CommandInfo, frame: &[u8], request: &Request) {
-    c.class = Class::Other;
+    (c.class, c.own) = (Class::Other, true);
     let channels = request.args.saturating_sub(1);
     let word = |i: usize| resp::args(frame).nth(i).unwrap_or_default();
     let copy = |i: usize| Bytes::copy_from_slice(word(i));
@@ -119,7 +136,11 @@ fn special(c: &mut Classified, info: &CommandInfo, frame: &[u8], request: &Reque
         | Kind::ClientReply
         | Kind::ClientTracking
         | Kind::ClientCaching
-        | Kind::ClientFlag => client(c, frame),
+        | Kind::ClientFlag => {
+            client(c, frame);
+            // An id is asked for to be used: it must stay true, as far as the link lives.
+            c.taints = matches!(info.kind, Kind::ClientId | Kind::ClientFlag) && c.change.is_none();
+        }
         Kind::Reset => c.change = Some(Box::new(Change::Reset)),
         Kind::Quit => c.local = Some(LocalCommand::Quit),
         Kind::Sync => c.local = Some(LocalCommand::Refused),
@@ -132,22 +153,53 @@ fn special(c: &mut Classified, info: &CommandInfo, frame: &[u8], request: &Reque
         Kind::Readwrite => c.change = Some(Box::new(Change::Mode("readonly", None))),
         Kind::Blocking | Kind::MaybeBlocking => {
             c.class = if c.read { Class::Read } else { Class::Write };
-            if is_blocking(info, frame) {
+            c.own = is_blocking(info, frame);
+            if c.own {
                 c.expect = Expect::Blocking;
             }
+            // They speak of the writes of their own connection.
+            c.taints = matches!(info.name, "wait" | "waitaof");
         }
+        // Kinds that leave no trace on the connection; what follows them says why they are no plain ones.
         Kind::Eval
         | Kind::EvalSha
         | Kind::Fcall
         | Kind::Script
         | Kind::ScriptLoad
-        | Kind::ScriptDebug
         | Kind::Function
-        | Kind::Cluster
-        | Kind::Plain
-        | Kind::Asking
-        | Kind::Debug
-        | Kind::Shutdown => {}
+        | Kind::Cluster => {
+            c.own = false;
+            c.class = if c.read { Class::Read } else { Class::Write };
+            c.script = script(info, request.first(frame));
+        }
+        Kind::ScriptDebug | Kind::Asking => c.taints = true,
+        Kind::Debug | Kind::Shutdown | Kind::Plain => {}
+    }
+}
+
+fn script(info: &CommandInfo, sub: &[u8]) -> Option<ScriptUse> {
+    match info.kind {
+        Kind::Eval => Some(ScriptUse::Eval),
+        Kind::EvalSha => Some(ScriptUse::EvalSha),
+        Kind::Fcall => Some(ScriptUse::Fcall),
+        Kind::ScriptLoad => Some(ScriptUse::Load),
+        Kind::Script if sub.eq_ignore_ascii_case(b"FLUSH") => Some(ScriptUse::Flush),
+        Kind::Function
+            if [&b"LOAD"[..], b"DELETE", b"FLUSH", b"RESTORE"]
+                .iter()
+                .any(|word| sub.eq_ignore_ascii_case(word)) =>
+        {
+            Some(ScriptUse::Functions)
+        }
+        _ => None,
+    }
+}
+
+/// Whether the request in `frame` (multibulk) may be sent twice.
+pub(crate) fn is_read(frame: &[u8]) -> bool {
+    match RequestScanner::new().scan(frame) {
+        Ok(Scan::Complete(request)) => classify(frame, &request).read,
+        _ => false,
     }
 }
 
@@ -209,7 +261,6 @@ fn client(c: &mut Classified, frame: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resp::{RequestScanner, Scan};
 
     fn classified(words: &[&str]) -> Classified {
         let mut frame = bytes::BytesMut::new();

@@ -1,43 +1,67 @@
-//! One command on its way: what its reply will look like, and what it changes in its session.
+//! One command on its way: what its reply will look like, and what it means to its session.
 
 use bytes::Bytes;
 
 use super::intent::Change;
 use super::pipeline::Seq;
+use crate::metrics::Class;
 
 /// A command of a session, without its bytes.
 #[derive(Debug)]
 pub(crate) struct Command {
-    /// Its slot in the session's pipeline.
+    /// Its place in the session's pipeline.
     pub seq: Seq,
     /// What comes back for it.
     pub expect: Expect,
     /// May be sent again: the command table says that it only reads.
     pub read: bool,
+    /// Needs a link of the session's own.
+    pub own: bool,
+    /// And keeps the session on it until it is answered.
+    pub pins: bool,
+    /// For the metrics.
+    pub class: Class,
     /// Its part in a transaction.
     pub tx: Tx,
+    /// What it has to do with scripts and functions, which replicas do not tell each other.
+    pub script: Option<ScriptUse>,
     /// What a successful reply changes in the session.
     pub change: Option<Box<Change>>,
 }
 
 impl Command {
-    /// A command of the link's own handshake.
-    pub(crate) fn own(replies: u32, must_succeed: bool) -> Command {
+    /// A command of which nothing is known but that one reply comes back.
+    pub(crate) fn plain(seq: Seq, read: bool) -> Command {
+        Command {
+            seq,
+            expect: Expect::Reply,
+            read,
+            own: false,
+            pins: false,
+            class: if read { Class::Read } else { Class::Write },
+            tx: Tx::None,
+            script: None,
+            change: None,
+        }
+    }
+
+    /// A command of Pulsegate's own.
+    pub(crate) fn own(replies: u32, must: Must) -> Command {
         let expect = if replies == 0 {
             Expect::Nothing
         } else {
-            Expect::Own {
-                replies,
-                must_succeed,
-            }
+            Expect::Own { replies, must }
         };
         Command {
-            seq: Seq::NONE,
             expect,
-            read: false,
-            tx: Tx::None,
-            change: None,
+            class: Class::Other,
+            ..Command::plain(Seq::NONE, false)
         }
+    }
+
+    /// One reply comes back and it changes nothing: many such commands are one entry of a link.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.expect == Expect::Reply && self.tx == Tx::None && self.change.is_none() && !self.pins
     }
 }
 
@@ -52,13 +76,24 @@ pub(crate) enum Expect {
     Confirmations(u32),
     /// Nothing: the application said CLIENT REPLY OFF or SKIP.
     Nothing,
-    /// So many replies, for nobody: Pulsegate's own handshake.
+    /// So many replies, for nobody: a command of Pulsegate's own.
     Own {
         /// Replies still to come.
         replies: u32,
-        /// An error among them condemns the link.
-        must_succeed: bool,
+        /// Which of them condemn the link.
+        must: Must,
     },
+}
+
+/// What the answer to a command of Pulsegate's own has to be; anything else condemns the link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Must {
+    /// Anything: an older server may not know the command.
+    Answer,
+    /// No error.
+    Succeed,
+    /// No error but one that says who may ask (NOAUTH, NOPERM): the replica serves.
+    Serve,
 }
 
 /// A command's part in a transaction.
@@ -79,6 +114,23 @@ pub(crate) enum Tx {
     Unwatch,
 }
 
+/// What a command has to do with scripts and functions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum ScriptUse {
+    /// EVAL: brings a script.
+    Eval,
+    /// EVALSHA: needs a script.
+    EvalSha,
+    /// FCALL: needs a function.
+    Fcall,
+    /// SCRIPT LOAD: brings a script.
+    Load,
+    /// SCRIPT FLUSH: takes all scripts away.
+    Flush,
+    /// FUNCTION LOAD, DELETE, FLUSH, RESTORE: changes the functions.
+    Functions,
+}
+
 /// A command that waits to be sent, with its bytes.
 #[derive(Debug)]
 pub(crate) struct Held {
@@ -86,6 +138,17 @@ pub(crate) struct Held {
     pub command: Command,
     /// Its unchanged bytes.
     pub frame: Bytes,
-    /// Since when it waits.
-    pub since: std::time::Instant,
+    /// Since when it is held; `None` while it only waits for the answers to earlier commands.
+    pub since: Option<std::time::Instant>,
+}
+
+/// A command that a lost link gives back.
+#[derive(Debug)]
+pub(crate) struct Given {
+    /// The command.
+    pub command: Command,
+    /// Its bytes.
+    pub frame: Bytes,
+    /// Any byte of it may have reached the replica.
+    pub sent: bool,
 }

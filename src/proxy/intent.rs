@@ -7,20 +7,28 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 
+use super::command::Must;
 use crate::replica::Secret;
 use crate::resp;
 
 /// The remembered wishes of one session.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Intent {
-    /// RESP3 (after HELLO 3).
-    pub resp3: bool,
-    /// The application's own identity, when it authenticated.
-    pub login: Option<Login>,
-    /// SELECTed database.
-    pub db: u32,
+    /// What the reply to any command depends on.
+    pub identity: Identity,
     /// What most sessions never need.
     rare: Option<Box<Rare>>,
+}
+
+/// What a connection must have in common with a session so that the session's stateless commands may go over it.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub(crate) struct Identity {
+    /// RESP3 (after HELLO 3).
+    pub resp3: bool,
+    /// SELECTed database.
+    pub db: u32,
+    /// The application's own login, when it authenticated.
+    pub login: Option<Login>,
 }
 
 /// Identity given by AUTH or HELLO.
@@ -42,7 +50,7 @@ impl std::fmt::Debug for Password {
     }
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 struct Rare {
     name: Option<Bytes>,
     /// CLIENT SETINFO attributes and values, newest of each.
@@ -103,16 +111,16 @@ impl Intent {
     pub(crate) fn apply(&mut self, change: Change) {
         match change {
             Change::Hello { resp3, login, name } => {
-                self.resp3 = resp3.unwrap_or(self.resp3);
+                self.identity.resp3 = resp3.unwrap_or(self.identity.resp3);
                 if login.is_some() {
-                    self.login = login;
+                    self.identity.login = login;
                 }
                 if let Some(name) = name {
                     self.rare().name = (!name.is_empty()).then_some(name);
                 }
             }
-            Change::Auth(login) => self.login = Some(login),
-            Change::Select(db) => self.db = db,
+            Change::Auth(login) => self.identity.login = Some(login),
+            Change::Select(db) => self.identity.db = db,
             Change::Name(name) => self.rare().name = (!name.is_empty()).then_some(name),
             Change::Info(attribute, value) => {
                 let info = &mut self.rare().info;
@@ -174,7 +182,111 @@ impl Intent {
         self.is_subscribed() || self.monitors() || self.tracks()
     }
 
+    /// What an application with a cache of its own is told when its connection to the replica is lost: that anything in
+    /// the cache may have changed meanwhile.
+    pub(crate) fn invalidation(&self) -> &'static [u8] {
+        const CHANNEL: &[u8] = b"__redis__:invalidate";
+        let hears = self
+            .rare
+            .as_ref()
+            .is_some_and(|rare| rare.subscriptions[Subscription::Channel as usize].contains(CHANNEL));
+        match self.identity.resp3 {
+            true if self.tracks() => b">2\r\n$10\r\ninvalidate\r\n_\r\n",
+            false if hears => b"*3\r\n$7\r\nmessage\r\n$20\r\n__redis__:invalidate\r\n*-1\r\n",
+            _ => b"",
+        }
+    }
+
+    /// The session's commands need a link of its own: something is set on the connection that others must not have.
+    pub(crate) fn is_peculiar(&self) -> bool {
+        self.listens() || self.rare.as_ref().is_some_and(|rare| !rare.modes.is_empty())
+    }
+
+    /// The commands that bring a connection from the state `from` to this one; `None` when that cannot be.
+    pub(crate) fn steps_from(&self, from: &Intent) -> Option<Vec<Step>> {
+        if from.is_peculiar() || self.is_peculiar() || from.identity.login != self.identity.login {
+            return None;
+        }
+        let mut steps = Vec::new();
+        if from.identity.resp3 != self.identity.resp3 {
+            let version: &[u8] = if self.identity.resp3 { b"3" } else { b"2" };
+            steps.push(Step::must(&[b"HELLO", version]));
+        }
+        if from.identity.db != self.identity.db {
+            steps.push(Step::must(&[b"SELECT", self.identity.db.to_string().as_bytes()]));
+        }
+        let (none, was, is) = (Rare::default(), from.rare.as_deref(), self.rare.as_deref());
+        let (was, is) = (was.unwrap_or(&none), is.unwrap_or(&none));
+        if was.name != is.name {
+            let name = is.name.as_deref().unwrap_or_default();
+            steps.push(Step::must(&[b"CLIENT", b"SETNAME", name]));
+        }
+        for (attribute, _) in &was.info {
+            if !is.info.iter().any(|(a, _)| a.eq_ignore_ascii_case(attribute)) {
+                steps.push(Step::must(&[b"CLIENT", b"SETINFO", attribute, b""]));
+            }
+        }
+        for (attribute, value) in &is.info {
+            if !was
+                .info
+                .iter()
+                .any(|(a, v)| a.eq_ignore_ascii_case(attribute) && v == value)
+            {
+                steps.push(Step::must(&[b"CLIENT", b"SETINFO", attribute, value]));
+            }
+        }
+        Some(steps)
+    }
+
     /// The commands that bring a new connection to this state. `own` is the identity that Pulsegate is configured with.
+    pub(crate) fn handshake(&self, own: Option<&crate::replica::Credentials>) -> Vec<Step> {
+        let mut steps = self.identity.handshake(own);
+        let Some(rare) = &self.rare else { return steps };
+        if let Some(name) = &rare.name {
+            steps.push(Step::may(&[b"CLIENT", b"SETNAME", name]));
+        }
+        for (attribute, value) in &rare.info {
+            steps.push(Step::may(&[b"CLIENT", b"SETINFO", attribute, value]));
+        }
+        if let Some(tracking) = &rare.tracking {
+            steps.push(Step {
+                frame: tracking.clone(),
+                replies: 1,
+                must: Must::Answer,
+            });
+        }
+        for (_, mode) in &rare.modes {
+            steps.push(Step {
+                frame: mode.clone(),
+                replies: 1,
+                must: Must::Answer,
+            });
+        }
+        let [channels, patterns, shards] = &rare.subscriptions;
+        for (name, set) in [(&b"SUBSCRIBE"[..], channels), (b"PSUBSCRIBE", patterns)] {
+            if !set.is_empty() {
+                let mut words: Vec<&[u8]> = vec![name];
+                words.extend(set.iter().map(|c| &c[..]));
+                steps.push(Step {
+                    frame: encode(&words),
+                    replies: set.len() as u32,
+                    must: Must::Succeed,
+                });
+            }
+        }
+        // One channel a command: channels of different slots may not share one.
+        for channel in shards {
+            steps.push(Step::must(&[b"SSUBSCRIBE", channel]));
+        }
+        if rare.monitor {
+            steps.push(Step::must(&[b"MONITOR"]));
+        }
+        steps
+    }
+}
+
+impl Identity {
+    /// The commands that bring a new connection to this identity. The last one proves that the replica serves.
     pub(crate) fn handshake(&self, own: Option<&crate::replica::Credentials>) -> Vec<Step> {
         let mut steps = Vec::new();
         let configured = own.map(|c| Login {
@@ -193,46 +305,7 @@ impl Intent {
         if self.db != 0 {
             steps.push(Step::must(&[b"SELECT", self.db.to_string().as_bytes()]));
         }
-        let Some(rare) = &self.rare else { return steps };
-        if let Some(name) = &rare.name {
-            steps.push(Step::may(&[b"CLIENT", b"SETNAME", name]));
-        }
-        for (attribute, value) in &rare.info {
-            steps.push(Step::may(&[b"CLIENT", b"SETINFO", attribute, value]));
-        }
-        if let Some(tracking) = &rare.tracking {
-            steps.push(Step {
-                frame: tracking.clone(),
-                replies: 1,
-                must_succeed: false,
-            });
-        }
-        for (_, mode) in &rare.modes {
-            steps.push(Step {
-                frame: mode.clone(),
-                replies: 1,
-                must_succeed: false,
-            });
-        }
-        let [channels, patterns, shards] = &rare.subscriptions;
-        for (name, set) in [(&b"SUBSCRIBE"[..], channels), (b"PSUBSCRIBE", patterns)] {
-            if !set.is_empty() {
-                let mut words: Vec<&[u8]> = vec![name];
-                words.extend(set.iter().map(|c| &c[..]));
-                steps.push(Step {
-                    frame: encode(&words),
-                    replies: set.len() as u32,
-                    must_succeed: true,
-                });
-            }
-        }
-        // One channel a command: channels of different slots may not share one.
-        for channel in shards {
-            steps.push(Step::must(&[b"SSUBSCRIBE", channel]));
-        }
-        if rare.monitor {
-            steps.push(Step::must(&[b"MONITOR"]));
-        }
+        steps.push(Step::ping());
         steps
     }
 }
@@ -244,8 +317,8 @@ pub(crate) struct Step {
     pub frame: Bytes,
     /// Replies that it brings.
     pub replies: u32,
-    /// Whether an error makes the connection useless; otherwise an older server may not know the command.
-    pub must_succeed: bool,
+    /// What they have to be.
+    pub must: Must,
 }
 
 impl Step {
@@ -253,7 +326,25 @@ impl Step {
         Step {
             frame: encode(words),
             replies: 1,
-            must_succeed: true,
+            must: Must::Succeed,
+        }
+    }
+
+    /// Whether the replica serves at all: one that is loading, or full, says so here and not to an application.
+    pub(crate) fn ping() -> Step {
+        Step {
+            frame: encode(&[b"PING"]),
+            replies: 1,
+            must: Must::Serve,
+        }
+    }
+
+    /// A whole command that may fail.
+    pub(crate) fn known(frame: Bytes) -> Step {
+        Step {
+            frame,
+            replies: 1,
+            must: Must::Answer,
         }
     }
 
@@ -262,15 +353,16 @@ impl Step {
         Step {
             frame: encode(words),
             replies: 0,
-            must_succeed: false,
+            must: Must::Answer,
         }
     }
 
-    fn may(words: &[&[u8]]) -> Step {
+    /// A command that may fail.
+    pub(crate) fn may(words: &[&[u8]]) -> Step {
         Step {
             frame: encode(words),
             replies: 1,
-            must_succeed: false,
+            must: Must::Answer,
         }
     }
 }

@@ -7,43 +7,46 @@
 //! ```
 //!
 //! Sessions append their bytes while the link is Ready; the link's own task writes what has gathered in one go, reads, and
-//! hands each reply to the session whose turn it is. A condemned link gives every unanswered command back to its session,
-//! saying whether any byte of it may have left.
+//! hands each reply to the session whose turn it is. A *shared* link carries the stateless commands of many sessions, whose
+//! replies are told apart by their order alone; a *dedicated* one has an owner, or waits in the pool for one.
+//! A condemned link gives every unanswered command back to its session, saying whether any byte of it may have left.
 //!
 //! A link never decides where commands go, and never sends one twice.
 
+mod io;
+mod replies;
+
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
-use std::future::poll_fn;
-use std::io;
-use std::pin::Pin;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::command::{Command, Expect};
+use super::classify;
+use super::command::{Command, Expect, Given};
 use super::intent::Step;
 use super::outbox::Outbox;
-use super::session::{Given, Session};
+use super::pipeline::Seq;
+use super::session::Session;
 use super::worker::Worker;
-use crate::dial::{DialErrorKind, Stream};
 use crate::metrics::{ConnectResult, LinkKind};
 use crate::replica::ReplicaId;
-use crate::resp::{Reply, ReplyScan, ReplyScanner, error_code};
+use crate::resp::{RequestScanner, Scan};
 use crate::route::LinkEvidence;
 
-/// A reply longer than this is passed on in pieces as it arrives; a shorter one only when it is whole, so that the loss of
-/// its link cannot tear it.
-const STREAM_ABOVE: usize = 4 * 1024 * 1024;
+pub(crate) use io::read_more;
 
 /// While a session owes its application more than this many bytes, its own link reads no more.
 pub(crate) const OUT_HIGH: usize = 256 * 1024;
 
 /// At most so many unwritten bytes before the link takes no more commands.
 const UNWRITTEN_HIGH: u64 = 4 * 1024 * 1024;
+
+/// A run of plain commands of one session is one entry up to so many commands and bytes: what is kept for a lost link is
+/// let go entry by entry.
+const RUN: (u32, usize) = (64, 16 * 1024);
 
 /// See the module's diagram.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,30 +68,60 @@ pub(crate) enum End {
     Failed(LinkEvidence),
     /// The route has left its replica for good, without waiting for answers.
     Abandoned,
-    /// Its session has ended, or needs it no more.
+    /// Its session has ended, or nobody needs it any more.
     Released,
 }
 
-/// A command that was given to the link and has no reply yet.
+/// Commands of one session that were given to the link and have no reply yet: a run of plain ones, or one that is not.
 #[derive(Debug)]
 struct Entry {
-    /// `None` for the link's own handshake.
+    /// `None` for the link's own commands.
     session: Option<Rc<Session>>,
-    command: Command,
-    len: usize,
+    /// Place of the first one; the others follow it.
+    seq: Seq,
+    /// How many commands.
+    commands: u32,
+    /// How many of them have no reply yet.
+    left: u32,
+    /// Bytes of all of them.
+    bytes: usize,
+    /// When they came.
+    at: Instant,
+    /// What a plain command is not.
+    special: Option<Box<Command>>,
+}
+
+impl Entry {
+    fn expects_nothing(&self) -> bool {
+        self.special.as_ref().is_some_and(|c| c.expect == Expect::Nothing)
+    }
+
+    /// How many of its replies a drain waits for.
+    fn waited_for(&self) -> usize {
+        match &self.special {
+            Some(c) if matches!(c.expect, Expect::Blocking | Expect::Nothing | Expect::Own { .. }) => 0,
+            _ => self.left as usize,
+        }
+    }
 }
 
 /// One upstream connection.
 pub(crate) struct Link {
     worker: Rc<Worker>,
+    /// Unique in its worker.
+    pub(crate) id: u64,
     /// Where it leads.
     pub(crate) replica: ReplicaId,
+    /// Whether many sessions use it, or one.
+    pub(crate) kind: LinkKind,
     phase: Cell<Phase>,
     inner: RefCell<Inner>,
     waker: RefCell<Option<Waker>>,
-    /// The owner whose pushes and messages arrive here.
+    /// The task has been told to run.
+    woken: Cell<bool>,
+    /// Of a dedicated link: the session whose pushes and messages arrive here.
     owner: RefCell<Option<Rc<Session>>>,
-    /// Since when the oldest unanswered command waits without any byte arriving.
+    /// Since when the oldest unanswered command waits without any byte arriving; of an idle link, its last sign of life.
     quiet_since: Cell<Instant>,
     /// Commands in `inner.entries` that a drain waits for.
     in_flight: Cell<usize>,
@@ -104,11 +137,11 @@ impl Inner {
     /// What owes no reply is done once it is written and everything before it is answered.
     fn drop_silent(&mut self) {
         while let Some(front) = self.entries.front()
-            && front.command.expect == Expect::Nothing
-            && self.outbox.base() + front.len as u64 <= self.outbox.written()
+            && front.expects_nothing()
+            && self.outbox.base() + front.bytes as u64 <= self.outbox.written()
         {
-            let len = front.len;
-            self.outbox.release(len);
+            let bytes = front.bytes;
+            self.outbox.release(bytes);
             self.entries.pop_front();
         }
     }
@@ -117,34 +150,49 @@ impl Inner {
 impl std::fmt::Debug for Link {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Link")
+            .field("id", &self.id)
             .field("replica", &self.replica)
+            .field("kind", &self.kind)
             .field("phase", &self.phase)
             .finish_non_exhaustive()
     }
 }
 
 impl Link {
-    /// Opens a link to `replica` for `owner` alone, with `handshake` said first.
-    pub(crate) fn open(
+    /// Opens a link to `replica` with `handshake` said first: for `owner` alone, or shared when there is none.
+    pub(super) fn open(
         worker: &Rc<Worker>,
+        id: u64,
         replica: ReplicaId,
-        owner: &Rc<Session>,
+        owner: Option<Rc<Session>>,
         handshake: Vec<Step>,
     ) -> Rc<Link> {
+        let kind = if owner.is_some() {
+            LinkKind::Dedicated
+        } else {
+            LinkKind::Shared
+        };
         let link = Rc::new(Link {
             worker: Rc::clone(worker),
+            id,
             replica,
+            kind,
             phase: Cell::new(Phase::Connecting),
             inner: RefCell::default(),
             waker: RefCell::default(),
-            owner: RefCell::new(Some(Rc::clone(owner))),
+            woken: Cell::new(false),
+            owner: RefCell::new(owner),
             quiet_since: Cell::new(worker.now()),
             in_flight: Cell::new(0),
         });
-        worker.metrics.upstream_connections[replica][LinkKind::Dedicated].add(1);
-        worker.links.borrow_mut().push(Rc::clone(&link));
-        tokio::task::spawn_local(run(Rc::clone(&link), handshake));
+        worker.metrics.upstream_connections[replica][kind].add(1);
+        tokio::task::spawn_local(io::run(Rc::clone(&link), handshake));
         link
+    }
+
+    /// Whether many sessions use it.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.kind == LinkKind::Shared
     }
 
     /// Whether commands may be appended now.
@@ -167,6 +215,32 @@ impl Link {
         self.inner.borrow().entries.is_empty()
     }
 
+    /// Gives a dedicated link from the pool to a session, with what brings it to that session's state.
+    pub(crate) fn adopt(&self, owner: &Rc<Session>, steps: Vec<Step>) {
+        *self.owner.borrow_mut() = Some(Rc::clone(owner));
+        self.say(steps);
+    }
+
+    /// Whether one session has it.
+    pub(crate) fn is_owned(&self) -> bool {
+        self.owner.borrow().is_some()
+    }
+
+    /// Takes a dedicated link from its session.
+    pub(crate) fn disown(&self) {
+        self.owner.borrow_mut().take();
+    }
+
+    /// Sends commands of Pulsegate's own.
+    pub(crate) fn say(&self, steps: Vec<Step>) {
+        let mut inner = self.inner.borrow_mut();
+        for step in steps {
+            inner.outbox.append(&step.frame);
+            let command = Command::own(step.replies, step.must);
+            self.enlist(&mut inner, None, command, step.frame.len());
+        }
+    }
+
     /// Gives the link one command with its bytes. Only while it [`takes_commands`](Self::takes_commands).
     pub(crate) fn append(&self, session: &Rc<Session>, command: Command, frame: Frame<'_>) {
         let len = frame.len();
@@ -175,32 +249,60 @@ impl Link {
             Frame::Borrowed(bytes) => inner.outbox.append(bytes),
             Frame::Owned(bytes) => inner.outbox.append_owned(bytes),
         }
-        self.enlist(
-            &mut inner,
-            Entry {
-                session: Some(Rc::clone(session)),
-                command,
-                len,
-            },
-        );
+        let now = self.worker.now();
+        if command.is_plain()
+            && let Some(last) = inner.entries.back_mut()
+            && last.special.is_none()
+            && last.at == now
+            && last.commands < RUN.0
+            && last.bytes < RUN.1
+            && last.seq.plus(last.commands) == command.seq
+            && last.session.as_ref().is_some_and(|s| Rc::ptr_eq(s, session))
+        {
+            last.commands += 1;
+            last.left += 1;
+            last.bytes += len;
+            self.awaits(1);
+            return;
+        }
+        self.enlist(&mut inner, Some(Rc::clone(session)), command, len);
     }
 
-    fn enlist(&self, inner: &mut Inner, entry: Entry) {
+    fn enlist(&self, inner: &mut Inner, session: Option<Rc<Session>>, command: Command, bytes: usize) {
+        let now = self.worker.now();
         if inner.entries.is_empty() {
-            self.quiet_since.set(self.worker.now());
+            self.quiet_since.set(now);
         }
-        if waited_for(&entry.command) {
-            self.in_flight.set(self.in_flight.get() + 1);
-            self.worker.in_flight.set(self.worker.in_flight.get() + 1);
-        }
+        let entry = Entry {
+            session,
+            seq: command.seq,
+            commands: 1,
+            left: 1,
+            bytes,
+            at: now,
+            special: (!command.is_plain()).then(|| Box::new(command)),
+        };
+        self.awaits(entry.waited_for());
         inner.entries.push_back(entry);
         self.wake();
     }
 
+    fn awaits(&self, n: usize) {
+        self.in_flight.set(self.in_flight.get() + n);
+        self.worker.in_flight.set(self.worker.in_flight.get() + n);
+    }
+
+    fn awaits_less(&self, n: usize) {
+        self.in_flight.set(self.in_flight.get() - n);
+        self.worker.in_flight.set(self.worker.in_flight.get() - n);
+    }
+
     /// Lets the link's task run: there are bytes to write, room to read again, or an end to notice.
     pub(crate) fn wake(&self) {
-        if let Some(waker) = self.waker.borrow_mut().take() {
-            waker.wake();
+        if !self.woken.replace(true)
+            && let Some(waker) = &*self.waker.borrow()
+        {
+            waker.wake_by_ref();
         }
     }
 
@@ -208,48 +310,49 @@ impl Link {
     pub(crate) fn condemn(self: &Rc<Self>, end: &End) {
         match self.phase.replace(Phase::Dead) {
             Phase::Dead => return,
-            Phase::Connecting | Phase::Greeting => self.worker.connect_ended(self.replica, false),
+            Phase::Connecting | Phase::Greeting => self.worker.upstream.connect_ended(self, false),
             Phase::Ready => {}
         }
-        self.worker.metrics.upstream_connections[self.replica][LinkKind::Dedicated].add(-1);
-        self.worker.links.borrow_mut().retain(|l| !Rc::ptr_eq(l, self));
-        let mut inner = self.inner.take();
-        self.worker
-            .in_flight
-            .set(self.worker.in_flight.get() - self.in_flight.replace(0));
-        let owner = self.owner.take();
-        let mut given_back = Vec::new();
-        let mut start = inner.outbox.base();
-        for entry in inner.entries {
-            let sent = start < inner.outbox.written();
-            start += entry.len as u64;
-            let frame = Bytes::copy_from_slice(inner.outbox.front(entry.len));
-            inner.outbox.release(entry.len);
-            given_back.push(Given {
-                command: entry.command,
-                frame,
-                sent,
-            });
+        if let End::Failed(evidence) = end {
+            self.worker.report(self.replica, *evidence);
+            self.worker.link_failed(self.replica);
         }
-        if let Some(owner) = owner {
-            owner.link_lost(self, given_back, end);
+        self.worker.metrics.upstream_connections[self.replica][self.kind].add(-1);
+        self.worker.upstream.remove(self);
+        let inner = self.inner.take();
+        self.awaits_less(self.in_flight.get());
+        let mut lost = Lost::default();
+        if let Some(owner) = self.owner.take() {
+            lost.of(owner);
+        }
+        lost.collect(inner);
+        for (session, given) in lost.sessions {
+            session.link_lost(self, given, end);
         }
         self.wake();
         self.worker.drained_perhaps();
+        self.worker.kick();
     }
 
     /// Whether the oldest unanswered command has waited longer than `timeout` without any byte arriving.
     pub(crate) fn overdue(&self, now: Instant, timeout: Duration) -> bool {
         let inner = self.inner.borrow();
-        inner
-            .entries
-            .front()
-            .is_some_and(|e| e.command.expect != Expect::Blocking)
-            && now.saturating_duration_since(self.quiet_since.get()) > timeout
+        inner.entries.front().is_some_and(|e| {
+            e.special
+                .as_ref()
+                .is_none_or(|c| !matches!(c.expect, Expect::Blocking))
+        }) && now.saturating_duration_since(self.quiet_since.get()) > timeout
             && self.phase.get() != Phase::Connecting
             && !self.read_paused()
     }
 
+    /// How long a link with nothing to do has shown no sign of life.
+    pub(crate) fn unheard_for(&self, now: Instant) -> Option<Duration> {
+        (self.phase.get() == Phase::Ready && self.is_idle())
+            .then(|| now.saturating_duration_since(self.quiet_since.get()))
+    }
+
+    /// The owner's application does not read.
     fn read_paused(&self) -> bool {
         self.owner
             .borrow()
@@ -257,239 +360,71 @@ impl Link {
             .is_some_and(|owner| owner.owes() > OUT_HIGH)
     }
 
-    /// Writes what has gathered. `Ready(Err)`: the connection is broken.
-    fn poll_flush(&self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut wrote = false;
-        loop {
-            let mut inner = self.inner.borrow_mut();
-            if !inner.outbox.has_unwritten() {
-                drop(inner);
-                return if wrote {
-                    Pin::new(stream).poll_flush(cx)
-                } else {
-                    Poll::Ready(Ok(()))
-                };
-            }
-            let written = inner
-                .outbox
-                .with_unwritten(|slices| Pin::new(&mut *stream).poll_write_vectored(cx, slices));
-            match written {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(n)) => {
-                    wrote = true;
-                    inner.outbox.advance(n);
-                    self.worker.metrics.upstream_bytes_out.add(n as u64);
-                    inner.drop_silent();
-                }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-    }
-
-    /// Gives every whole reply in `buf` to whom it belongs; the bytes used up.
-    fn take_replies(
-        self: &Rc<Self>,
-        scanner: &mut ReplyScanner,
-        buf: &[u8],
-    ) -> Result<(usize, usize), LinkEvidence> {
-        let mut used = 0;
-        while used < buf.len() && self.phase.get() != Phase::Dead {
-            match scanner.scan(&buf[used..]) {
-                Ok(ReplyScan::Complete(reply)) => {
-                    let frame = &buf[used..used + reply.len];
-                    used += reply.len;
-                    self.take_reply(reply, frame)?;
-                }
-                Ok(ReplyScan::Incomplete { need }) => return Ok((used, need)),
-                Err(error) => {
-                    tracing::warn!(replica = %self.worker.name(self.replica), %error, "link closed");
-                    return Err(LinkEvidence::Rejected);
-                }
-            }
-        }
-        Ok((used, 0))
-    }
-
-    fn take_reply(self: &Rc<Self>, reply: Reply, frame: &[u8]) -> Result<(), LinkEvidence> {
-        let mut inner = self.inner.borrow_mut();
-        // Messages, invalidations and MONITOR's lines are nobody's reply.
-        let own = matches!(
-            inner.entries.front(),
-            Some(Entry {
-                command: Command {
-                    expect: Expect::Own { .. },
-                    ..
-                },
-                ..
-            })
-        );
-        let owner = self.owner.borrow().clone();
-        if let Some(owner) = &owner
-            && owner.is_out_of_band(reply.kind, frame)
-        {
-            drop(inner);
-            owner.pass_on(frame);
-            return Ok(());
-        }
-        let Some(front) = inner.entries.front_mut() else {
-            if let Some(owner) = owner {
-                drop(inner);
-                // The replica's parting word (`-ERR max number of clients`, an output limit): it belongs to the link.
-                tracing::debug!(session = owner.id, "reply without a command");
-            }
-            return Err(if reply.kind == b'-' {
-                LinkEvidence::Rejected
-            } else {
-                LinkEvidence::Broken
-            });
-        };
-        let more = match &mut front.command.expect {
-            Expect::Confirmations(left) | Expect::Own { replies: left, .. } => {
-                *left = left.saturating_sub(1);
-                // An error ends a subscription command at once.
-                *left > 0 && reply.kind != b'-'
-            }
-            _ => false,
-        };
-        if own
-            && reply.kind == b'-'
-            && matches!(
-                front.command.expect,
-                Expect::Own {
-                    must_succeed: true,
-                    ..
-                }
-            )
-        {
-            let code = String::from_utf8_lossy(error_code(frame).unwrap_or_default()).into_owned();
-            tracing::warn!(replica = %self.worker.name(self.replica), code, "the replica rejects the link's handshake");
-            return Err(LinkEvidence::Rejected);
-        }
-        if more {
-            if !own && let Some(session) = front.session.clone() {
-                drop(inner);
-                session.confirmed(frame);
-            }
-            return Ok(());
-        }
-        let Some(entry) = inner.entries.pop_front() else {
-            return Ok(());
-        };
-        inner.outbox.release(entry.len);
-        inner.drop_silent();
-        let idle = inner.entries.is_empty();
-        drop(inner);
-        if waited_for(&entry.command) {
-            self.in_flight.set(self.in_flight.get() - 1);
-            self.worker.in_flight.set(self.worker.in_flight.get() - 1);
-        }
-        match entry.session {
-            Some(session) => session.reply(entry.command, reply, frame, self.replica),
-            None if idle && self.phase.get() == Phase::Greeting => self.ready(),
-            None => {}
-        }
-        Ok(())
-    }
-
     fn ready(self: &Rc<Self>) {
         self.phase.set(Phase::Ready);
-        self.worker.connect_ended(self.replica, true);
+        self.worker.upstream.connect_ended(self, true);
         self.worker.metrics.upstream_connects[self.replica][ConnectResult::Ok].inc();
         self.worker.report(self.replica, LinkEvidence::Alive);
         let owner = self.owner.borrow().clone();
-        if let Some(owner) = owner {
-            owner.link_ready();
+        match owner {
+            Some(owner) => owner.link_ready(),
+            // Sessions may wait for it.
+            None => self.worker.kick(),
         }
     }
+}
 
-    /// Reads once and hands out the replies. `Pending`: nothing to read, or the owner's application does not read.
-    fn poll_read(
-        self: &Rc<Self>,
-        stream: &mut Stream,
-        rest: &mut BytesMut,
-        scanner: &mut ReplyScanner,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), LinkEvidence>> {
-        if self.read_paused() {
-            return Poll::Pending;
+/// What a lost link gives back, by session.
+#[derive(Default)]
+struct Lost {
+    sessions: Vec<(Rc<Session>, Vec<Given>)>,
+    places: HashMap<u64, usize>,
+}
+
+impl Lost {
+    fn of(&mut self, session: Rc<Session>) -> &mut Vec<Given> {
+        let place = *self.places.entry(session.id).or_insert(self.sessions.len());
+        if place == self.sessions.len() {
+            self.sessions.push((session, Vec::new()));
         }
-        let mut scratch = self.worker.reply_scratch.borrow_mut();
-        // Into the worker's scratch, or behind the piece of a reply that is already here.
-        let (n, direct) = if rest.is_empty() {
-            let mut into = ReadBuf::new(&mut scratch);
-            match Pin::new(stream).poll_read(cx, &mut into) {
-                Poll::Ready(Ok(())) => (into.filled().len(), true),
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(LinkEvidence::Broken)),
-                Poll::Pending => return Poll::Pending,
-            }
-        } else {
-            drop(scratch);
-            match read_more(stream, rest, cx) {
-                Poll::Ready(Ok(n)) => {
-                    scratch = self.worker.reply_scratch.borrow_mut();
-                    (n, false)
-                }
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(LinkEvidence::Broken)),
-                Poll::Pending => return Poll::Pending,
-            }
-        };
-        if n == 0 {
-            return Poll::Ready(Err(LinkEvidence::Broken));
-        }
-        self.quiet_since.set(self.worker.tick());
-        self.worker.metrics.upstream_bytes_in.add(n as u64);
-        self.worker.report(self.replica, LinkEvidence::Alive);
-        let taken = if direct {
-            self.take_replies(scanner, &scratch[..n]).map(|(used, need)| {
-                if used < n {
-                    rest.reserve(n - used + need.min(STREAM_ABOVE));
-                    rest.extend_from_slice(&scratch[used..n]);
-                }
-            })
-        } else {
-            self.take_replies(scanner, rest).map(|(used, need)| {
-                bytes::Buf::advance(rest, used);
-                if rest.is_empty() {
-                    *rest = BytesMut::new();
+        &mut self.sessions[place].1
+    }
+
+    fn collect(&mut self, inner: Inner) {
+        let Inner { mut outbox, entries } = inner;
+        for entry in entries {
+            let (mut bytes, mut seq) = (entry.bytes, entry.seq);
+            let mut answered = entry.commands - entry.left;
+            let mut special = entry.special;
+            while bytes > 0 {
+                let sent = outbox.base() < outbox.written();
+                let len = if special.is_some() || entry.commands == 1 {
+                    bytes
                 } else {
-                    rest.reserve(need.min(STREAM_ABOVE));
+                    frame_len(outbox.front()).min(bytes)
+                };
+                let frame = Bytes::copy_from_slice(&outbox.front()[..len]);
+                outbox.release(len);
+                bytes -= len;
+                if answered > 0 {
+                    answered -= 1;
+                } else if let Some(session) = &entry.session {
+                    let command = special
+                        .take()
+                        .map_or_else(|| Command::plain(seq, classify::is_read(&frame)), |c| *c);
+                    self.of(Rc::clone(session)).push(Given { command, frame, sent });
                 }
-            })
-        };
-        drop(scratch);
-        self.worker.flush_dirty();
-        if let Err(evidence) = taken {
-            return Poll::Ready(Err(evidence));
+                seq = seq.plus(1);
+            }
         }
-        if rest.len() > STREAM_ABOVE {
-            self.stream_on(rest, scanner);
-        }
-        Poll::Ready(Ok(()))
     }
+}
 
-    /// Passes the seen part of a huge reply on before its end has come.
-    fn stream_on(&self, rest: &mut BytesMut, scanner: &mut ReplyScanner) {
-        let inner = self.inner.borrow();
-        let Some(Entry {
-            session: Some(session),
-            command,
-            ..
-        }) = inner.entries.front()
-        else {
-            return;
-        };
-        if !matches!(command.expect, Expect::Reply | Expect::Blocking)
-            || !session.begin_streaming(command.seq)
-        {
-            return;
-        }
-        let seen = scanner.done_with(rest.len());
-        let session = Rc::clone(session);
-        drop(inner);
-        session.pass_on(&rest[..seen]);
-        bytes::Buf::advance(rest, seen);
-        scanner.forget(seen);
+/// Length of the request at the beginning of `bytes`, which hold only whole ones.
+fn frame_len(bytes: &[u8]) -> usize {
+    match RequestScanner::new().scan(bytes) {
+        Ok(Scan::Complete(request)) => request.len,
+        _ => bytes.len(),
     }
 }
 
@@ -505,119 +440,14 @@ pub(crate) enum Frame<'a> {
 impl Frame<'_> {
     /// Length in bytes.
     pub(crate) fn len(&self) -> usize {
+        self.bytes().len()
+    }
+
+    /// The bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
         match self {
-            Frame::Borrowed(bytes) => bytes.len(),
-            Frame::Owned(bytes) => bytes.len(),
+            Frame::Borrowed(bytes) => bytes,
+            Frame::Owned(bytes) => bytes,
         }
-    }
-}
-
-fn waited_for(command: &Command) -> bool {
-    !matches!(
-        command.expect,
-        Expect::Blocking | Expect::Nothing | Expect::Own { .. }
-    )
-}
-
-/// Reads behind what `into` holds; at least 16 KiB, more when it was reserved.
-pub(crate) fn read_more<R: AsyncRead + Unpin>(
-    stream: &mut R,
-    into: &mut BytesMut,
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<usize>> {
-    let len = into.len();
-    if into.capacity() - len < 4096 {
-        into.reserve(16 * 1024);
-    }
-    // `ReadBuf` wants initialised memory without `unsafe`; a reply this long pays for it once.
-    let capacity = into.capacity().min(len + 1024 * 1024);
-    into.resize(capacity, 0);
-    let mut buf = ReadBuf::new(&mut into[len..]);
-    let polled = Pin::new(stream).poll_read(cx, &mut buf);
-    let n = buf.filled().len();
-    into.truncate(len + n);
-    polled.map_ok(|()| n)
-}
-
-/// The life of a link.
-async fn run(link: Rc<Link>, handshake: Vec<Step>) {
-    let worker = Rc::clone(&link.worker);
-    let mut stream = match worker.dial(link.replica).await {
-        Ok(stream) => stream,
-        Err(error) => {
-            tracing::debug!(replica = %worker.name(link.replica), %error, "connect failed");
-            let (evidence, result) = match error.kind() {
-                DialErrorKind::Refused => (LinkEvidence::Refused, ConnectResult::Refused),
-                DialErrorKind::Timeout => (LinkEvidence::ConnectTimeout, ConnectResult::Timeout),
-                DialErrorKind::Tls => (LinkEvidence::Rejected, ConnectResult::Tls),
-                _ => (LinkEvidence::Broken, ConnectResult::Other),
-            };
-            worker.metrics.upstream_connects[link.replica][result].inc();
-            link.condemn(&End::Failed(evidence));
-            return;
-        }
-    };
-    if link.phase() == Phase::Dead {
-        return;
-    }
-    link.phase.set(Phase::Greeting);
-    greet(&link, handshake);
-    let (mut rest, mut scanner) = (BytesMut::new(), ReplyScanner::new());
-    let end = poll_fn(|cx| {
-        if link.phase() == Phase::Dead {
-            return Poll::Ready(None);
-        }
-        let keep = link
-            .waker
-            .borrow()
-            .as_ref()
-            .is_some_and(|w| w.will_wake(cx.waker()));
-        if !keep {
-            *link.waker.borrow_mut() = Some(cx.waker().clone());
-        }
-        if let Poll::Ready(Err(_)) = link.poll_flush(&mut stream, cx) {
-            return Poll::Ready(Some(LinkEvidence::Broken));
-        }
-        // A few reads at most, so that one busy link does not keep the others waiting.
-        for _ in 0..4 {
-            match link.poll_read(&mut stream, &mut rest, &mut scanner, cx) {
-                Poll::Ready(Ok(())) if link.phase() == Phase::Dead => return Poll::Ready(None),
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(evidence)) => return Poll::Ready(Some(evidence)),
-                Poll::Pending => {
-                    // Replies may have let sessions append more.
-                    return match link.poll_flush(&mut stream, cx) {
-                        Poll::Ready(Err(_)) => Poll::Ready(Some(LinkEvidence::Broken)),
-                        _ => Poll::Pending,
-                    };
-                }
-            }
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
-    if let Some(evidence) = end {
-        link.condemn(&End::Failed(evidence));
-    }
-}
-
-fn greet(link: &Rc<Link>, handshake: Vec<Step>) {
-    if handshake.is_empty() {
-        link.ready();
-        return;
-    }
-    let mut inner = link.inner.borrow_mut();
-    for step in handshake {
-        inner.outbox.append(&step.frame);
-        let command = Command::own(step.replies, step.must_succeed);
-        link.enlist(
-            &mut inner,
-            Entry {
-                session: None,
-                command,
-                len: step.frame.len(),
-            },
-        );
     }
 }

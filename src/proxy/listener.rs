@@ -16,8 +16,17 @@ use super::client::{self, Reader, Writer};
 use super::link::Frame;
 use super::session::Session;
 use super::worker::Worker;
-use crate::metrics::{DisconnectReason, RejectReason, SessionKind};
+use crate::metrics::{DisconnectReason, RejectReason};
 use crate::resp::{self, RequestScanner, Scan};
+
+/// Reads of one session in a row, so that a busy one does not keep the others waiting.
+const READS: usize = 4;
+
+/// A request this long is moved into the link, not copied.
+const MOVE_ABOVE: usize = 32 * 1024;
+
+/// Most room made at once for the rest of a request.
+const ROOM: usize = 1024 * 1024;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -100,7 +109,6 @@ fn admit(worker: &Rc<Worker>, reader: Reader, writer: Writer) {
     let session = Session::new(id, Rc::clone(worker), writer);
     worker.sessions.borrow_mut().insert(id, Rc::clone(&session));
     worker.metrics.connections_accepted.inc();
-    worker.metrics.sessions[SessionKind::Dedicated].add(1);
     tokio::task::spawn_local(serve(Rc::clone(worker), session, reader));
 }
 
@@ -109,6 +117,7 @@ async fn serve(worker: Rc<Worker>, session: Rc<Session>, mut reader: Reader) {
     let mut input = Input {
         rest: BytesMut::new(),
         scanner: RequestScanner::new(),
+        need: 0,
         ended: false,
     };
     let why = poll_fn(|cx| {
@@ -123,7 +132,6 @@ async fn serve(worker: Rc<Worker>, session: Rc<Session>, mut reader: Reader) {
     })
     .await;
     worker.metrics.clients_disconnected[why].inc();
-    worker.metrics.sessions[SessionKind::Dedicated].add(-1);
     worker.sessions.borrow_mut().remove(&session.id);
     session.close();
 }
@@ -132,6 +140,8 @@ async fn serve(worker: Rc<Worker>, session: Rc<Session>, mut reader: Reader) {
 struct Input {
     rest: BytesMut,
     scanner: RequestScanner,
+    /// Bytes that the unfinished request in `rest` still lacks, as far as room is made for them.
+    need: usize,
     ended: bool,
 }
 
@@ -151,43 +161,40 @@ impl Input {
         if !written && self.ended {
             return Poll::Pending;
         }
-        for _ in 0..4 {
-            if !session.may_read() || self.ended {
+        for _ in 0..READS {
+            if self.ended || !session.may_read() {
                 return Poll::Pending;
             }
+            // What was left for want of room comes before anything new.
             if !self.rest.is_empty() && self.take_rest(session) {
                 continue;
             }
             let read = if self.rest.is_empty() {
                 let mut scratch = worker.request_scratch.borrow_mut();
-                match reader.poll_scratch(&mut scratch, cx) {
-                    Poll::Ready(Ok(n)) => {
-                        worker.metrics.bytes_in.add(n as u64);
-                        self.take_scratch(session, &scratch[..n]);
-                        Ok(n)
-                    }
-                    Poll::Ready(Err(error)) => Err(error),
-                    Poll::Pending => return Poll::Pending,
+                let read = reader.poll_scratch(&mut scratch, cx);
+                if let Poll::Ready(Ok(n)) = read {
+                    worker.tick();
+                    let used = self.take(session, &scratch[..n]);
+                    self.rest.extend_from_slice(&scratch[used..n]);
                 }
+                read
             } else {
-                match reader.poll_more(&mut self.rest, cx) {
-                    Poll::Ready(Ok(n)) => {
-                        worker.metrics.bytes_in.add(n as u64);
-                        self.take_rest(session);
-                        Ok(n)
-                    }
-                    Poll::Ready(Err(error)) => Err(error),
-                    Poll::Pending => return Poll::Pending,
+                let read = reader.poll_more(&mut self.rest, cx);
+                if let Poll::Ready(Ok(_)) = read {
+                    worker.tick();
+                    self.take_rest(session);
                 }
+                read
             };
             match read {
-                Ok(0) => {
+                Poll::Ready(Ok(0)) => {
                     self.ended = true;
                     session.end_of_input();
                     return session.ended().map_or(Poll::Pending, Poll::Ready);
                 }
-                Ok(_) => {}
-                Err(_) => return Poll::Ready(DisconnectReason::Client),
+                Poll::Ready(Ok(n)) => worker.metrics.bytes_in.add(n as u64),
+                Poll::Ready(Err(_)) => return Poll::Ready(DisconnectReason::Client),
+                Poll::Pending => return Poll::Pending,
             }
             if let Some(why) = session.ended() {
                 return Poll::Ready(why);
@@ -197,82 +204,86 @@ impl Input {
         Poll::Pending
     }
 
-    /// Takes the requests in `bytes`; keeps what is unfinished, or has to wait for room.
-    fn take_scratch(&mut self, session: &Rc<Session>, bytes: &[u8]) {
+    /// Takes the requests in `bytes` as far as there is room for them; the bytes used up.
+    fn take(&mut self, session: &Rc<Session>, bytes: &[u8]) -> usize {
         let mut used = 0;
         while used < bytes.len() {
             match self.scanner.scan(&bytes[used..]) {
                 Ok(Scan::Complete(request)) => {
                     let frame = &bytes[used..used + request.len];
                     used += request.len;
-                    take(session, Frame::Borrowed(frame), &request);
-                    if !session.may_read() {
+                    if !take(session, frame, &request) {
                         break;
                     }
                 }
                 Ok(Scan::Incomplete { need }) => {
                     // A bulk string's announced length is room to be asked for when its bytes come, not before.
-                    self.rest.reserve(bytes.len() - used + need.min(1024 * 1024));
+                    self.need = need.min(ROOM);
                     break;
                 }
                 Err(error) => {
                     session.protocol_error(&error);
-                    return;
+                    return bytes.len();
                 }
             }
         }
-        self.rest.extend_from_slice(&bytes[used..]);
+        used
     }
 
     /// Takes the requests in `rest`; whether there was one.
     fn take_rest(&mut self, session: &Rc<Session>) -> bool {
-        let mut any = false;
-        while !self.rest.is_empty() && (!any || session.may_read()) {
-            match self.scanner.scan(&self.rest) {
-                Ok(Scan::Complete(request)) => {
-                    any = true;
-                    if request.inline || request.args == 0 {
-                        let frame = self.rest.split_to(request.len);
-                        take(session, Frame::Borrowed(&frame), &request);
-                    } else {
-                        session.accept_from(&mut self.rest, &request);
-                    }
-                }
-                Ok(Scan::Incomplete { need }) => {
-                    self.rest.reserve(need.min(1024 * 1024));
-                    break;
-                }
-                Err(error) => {
-                    session.protocol_error(&error);
-                    self.rest.advance(self.rest.len());
-                    return true;
-                }
+        let mut rest = std::mem::take(&mut self.rest);
+        // A long request is moved and not copied; it is the only one here, as more was not read behind it.
+        let used = match self.scanner.scan(&rest) {
+            Ok(Scan::Complete(request)) if request.len >= MOVE_ABOVE && !request.inline => {
+                session.accept(Frame::Owned(rest.split_to(request.len)), &request);
+                request.len
             }
+            Ok(Scan::Complete(request)) => {
+                let more = take(session, &rest[..request.len], &request);
+                let used = if more {
+                    request.len + self.take(session, &rest[request.len..])
+                } else {
+                    request.len
+                };
+                rest.advance(used);
+                used
+            }
+            Ok(Scan::Incomplete { need }) => {
+                self.need = need.min(ROOM);
+                0
+            }
+            Err(error) => {
+                session.protocol_error(&error);
+                rest.clear();
+                1
+            }
+        };
+        if !rest.is_empty() {
+            rest.reserve(std::mem::take(&mut self.need));
+            self.rest = rest;
         }
-        if self.rest.is_empty() {
-            self.rest = BytesMut::new();
-        }
-        any
+        used > 0
     }
 }
 
-/// Takes one request; an inline one as the multibulk that it stands for.
-fn take(session: &Rc<Session>, frame: Frame<'_>, request: &resp::Request) {
+/// Takes one request; an inline one as the multibulk that it stands for. Whether there is room for more.
+fn take(session: &Rc<Session>, frame: &[u8], request: &resp::Request) -> bool {
     if request.args == 0 {
-        return;
+        return true;
     }
     if !request.inline {
-        return session.accept(frame, request);
+        return session.accept(Frame::Borrowed(frame), request);
     }
-    let Frame::Borrowed(line) = frame else { return };
-    let Some(multibulk) = resp::inline_to_multibulk(line) else {
-        return session.protocol_error(&resp::ProtocolError::UnbalancedQuotes);
+    let Some(multibulk) = resp::inline_to_multibulk(frame) else {
+        session.protocol_error(&resp::ProtocolError::UnbalancedQuotes);
+        return false;
     };
     match RequestScanner::new().scan(&multibulk) {
         Ok(Scan::Complete(request)) if request.args > 0 => {
-            session.accept(Frame::Borrowed(&multibulk), &request);
+            session.accept(Frame::Borrowed(&multibulk), &request)
         }
         // A line of nothing but quotes and blanks.
-        _ => {}
+        _ => true,
     }
 }

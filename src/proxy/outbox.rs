@@ -115,24 +115,27 @@ impl Outbox {
         self.written
     }
 
-    /// The oldest `len` bytes, one whole frame.
-    pub(crate) fn front(&self, len: usize) -> &[u8] {
-        self.chunks
-            .front()
-            .map_or(&[][..], |chunk| &chunk[..len.min(chunk.len())])
+    /// The oldest kept bytes, as far as they lie together: they begin with a whole frame.
+    pub(crate) fn front(&self) -> &[u8] {
+        self.chunks.front().map_or(&[], |chunk| chunk)
     }
 
-    /// Lets go of the oldest `len` bytes, one whole frame: it is answered, or handed over.
-    pub(crate) fn release(&mut self, len: usize) {
-        if len == 0 {
-            return;
+    /// Lets go of the oldest `len` bytes, whole frames: they are answered, or handed over.
+    pub(crate) fn release(&mut self, mut len: usize) {
+        while len > 0 {
+            let Some(front) = self.chunks.front() else { return };
+            let part = len.min(front.len());
+            self.release_front(part);
+            len -= part;
         }
+    }
+
+    fn release_front(&mut self, len: usize) {
         self.base += len as u64;
         let Some(front) = self.chunks.front_mut() else {
             return;
         };
-        debug_assert!(len <= front.len());
-        front.advance(len.min(front.len()));
+        front.advance(len);
         if self.writing == 0 {
             // Also right for bytes handed over unwritten: they do not count as written, they are gone.
             self.writing_at = self.writing_at.saturating_sub(len);
@@ -146,7 +149,7 @@ impl Outbox {
                 self.writing -= 1;
             }
             chunk.clear();
-            // `reserve` gets the whole allocation back once nothing else refers to it.
+            // `try_reclaim` gets the whole allocation back once nothing else refers to it.
             if self.spare.is_none() && chunk.try_reclaim(1024) && chunk.capacity() <= 2 * CHUNK {
                 self.spare = Some(chunk);
             }
@@ -209,7 +212,7 @@ mod tests {
                     Step::Release => {
                         if let Some(&len) = lens.front()
                             && released + len <= written {
-                                prop_assert_eq!(outbox.front(len), &all[released..released + len]);
+                                prop_assert_eq!(&outbox.front()[..len], &all[released..released + len]);
                                 outbox.release(len);
                                 released += len;
                                 lens.pop_front();
@@ -223,7 +226,7 @@ mod tests {
             }
             // A condemned link hands every frame back, written or not.
             while let Some(len) = lens.pop_front() {
-                prop_assert_eq!(outbox.front(len), &all[released..released + len]);
+                prop_assert_eq!(&outbox.front()[..len], &all[released..released + len]);
                 outbox.release(len);
                 released += len;
             }

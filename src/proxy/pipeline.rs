@@ -1,9 +1,9 @@
 //! Reply order: which replies of one session may go out now, and which wait for an earlier one.
 //!
-//! Owns one slot per unanswered command, in request order. Pure: it never sees a socket, a clock or a link. The bytes
-//! of replies that arrive in order never pass through here; only a reply that overtook an earlier one is kept.
+//! Counts the unanswered commands in request order. Pure: it never sees a socket, a clock or a link. A reply that arrives
+//! in order only moves a number; only one that overtook an earlier one is kept.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
@@ -14,15 +14,29 @@ pub(crate) struct Seq(u32);
 impl Seq {
     /// For commands that are in no session's pipeline.
     pub(crate) const NONE: Seq = Seq(0);
+
+    /// The position `n` further on.
+    pub(crate) fn plus(self, n: u32) -> Seq {
+        Seq(self.0.wrapping_add(n))
+    }
 }
 
-/// The slots of one session.
+/// The unanswered commands of one session.
 #[derive(Debug, Default)]
 pub(crate) struct Pipeline {
-    /// Sequence number of `slots[0]`.
+    /// The oldest one's position.
     head: u32,
-    /// `None`: waits for its reply. `Some`: the reply came before an earlier one.
-    slots: VecDeque<Option<Bytes>>,
+    /// How many there are, answered out of turn or not.
+    len: u32,
+    /// Replies that came before an earlier one, by distance from the head at which the map was begun: see [`Kept`].
+    kept: Option<Box<Kept>>,
+}
+
+/// Replies out of turn. Keys are distances from `base`, so that the wrap of positions does not disturb their order.
+#[derive(Debug)]
+struct Kept {
+    base: u32,
+    replies: BTreeMap<u32, Bytes>,
 }
 
 /// What to do with a reply that has just arrived.
@@ -35,22 +49,23 @@ pub(crate) enum Turn {
 }
 
 impl Pipeline {
-    /// Takes a slot at the end.
+    /// Takes a place at the end.
     pub(crate) fn push(&mut self) -> Seq {
-        let seq = self.head.wrapping_add(self.slots.len() as u32);
-        self.slots.push_back(None);
-        Seq(seq)
+        let seq = Seq(self.head).plus(self.len);
+        self.len += 1;
+        seq
     }
 
-    /// The reply to `seq` is complete. On [`Turn::Now`] its slot is gone; on [`Turn::Later`] it still waits.
-    pub(crate) fn complete(&mut self, seq: Seq) -> Turn {
+    /// The replies to `seq` and the `n - 1` commands after it are complete. On [`Turn::Now`] their places are gone; on
+    /// [`Turn::Later`] they still wait.
+    pub(crate) fn complete(&mut self, seq: Seq, n: u32) -> Turn {
         debug_assert!(
-            (seq.0.wrapping_sub(self.head) as usize) < self.slots.len(),
-            "a slot is completed once"
+            seq.0.wrapping_sub(self.head).wrapping_add(n) <= self.len,
+            "a place is completed once"
         );
         if seq.0 == self.head {
-            self.slots.pop_front();
-            self.head = self.head.wrapping_add(1);
+            self.head = self.head.wrapping_add(n);
+            self.len = self.len.saturating_sub(n);
             Turn::Now
         } else {
             Turn::Later
@@ -59,47 +74,42 @@ impl Pipeline {
 
     /// Keeps a reply that overtook an earlier one.
     pub(crate) fn keep(&mut self, seq: Seq, reply: Bytes) {
-        let at = seq.0.wrapping_sub(self.head) as usize;
-        if let Some(slot) = self.slots.get_mut(at) {
-            debug_assert!(slot.is_none(), "a slot is filled once");
-            *slot = Some(reply);
-        }
+        let head = self.head;
+        let kept = self.kept.get_or_insert_with(|| {
+            Box::new(Kept {
+                base: head,
+                replies: BTreeMap::new(),
+            })
+        });
+        let before = kept.replies.insert(seq.0.wrapping_sub(kept.base), reply);
+        debug_assert!(before.is_none(), "a place is filled once");
     }
 
     /// The next kept reply whose turn has come.
     pub(crate) fn pop_ready(&mut self) -> Option<Bytes> {
-        if !matches!(self.slots.front(), Some(Some(_))) {
-            return None;
+        let kept = self.kept.as_mut()?;
+        let reply = kept.replies.remove(&self.head.wrapping_sub(kept.base))?;
+        if kept.replies.is_empty() {
+            self.kept = None;
         }
         self.head = self.head.wrapping_add(1);
-        let ready = self.slots.pop_front().flatten();
-        if self.slots.is_empty() {
-            self.give_back();
-        }
-        ready
+        self.len = self.len.saturating_sub(1);
+        Some(reply)
     }
 
     /// Whether `seq` is the oldest unanswered command.
     pub(crate) fn is_head(&self, seq: Seq) -> bool {
-        seq.0 == self.head
+        self.len > 0 && seq.0 == self.head
     }
 
     /// Unanswered commands.
     pub(crate) fn len(&self) -> usize {
-        self.slots.len()
+        self.len as usize
     }
 
     /// No command waits for its reply.
     pub(crate) fn is_empty(&self) -> bool {
-        self.slots.is_empty()
-    }
-
-    /// An idle session keeps no more than a short queue's memory.
-    pub(crate) fn give_back(&mut self) {
-        const KEEP: usize = 16;
-        if self.slots.is_empty() && self.slots.capacity() > KEEP {
-            self.slots = VecDeque::new();
-        }
+        self.len == 0
     }
 }
 
@@ -117,7 +127,7 @@ mod tests {
         let seqs: Vec<Seq> = arrivals.iter().map(|_| pipeline.push()).collect();
         let mut out = Vec::new();
         for &i in arrivals {
-            match pipeline.complete(seqs[i]) {
+            match pipeline.complete(seqs[i], 1) {
                 Turn::Now => {
                     out.push(i);
                     while let Some(bytes) = pipeline.pop_ready() {
@@ -128,11 +138,12 @@ mod tests {
             }
         }
         assert!(pipeline.is_empty());
+        assert!(pipeline.kept.is_none(), "an idle pipeline keeps no memory");
         out
     }
 
     proptest! {
-        /// Whatever the order of arrival, even across the wrap of the sequence numbers, replies go out in request order.
+        /// Whatever the order of arrival, even across the wrap of the positions, replies go out in request order.
         #[test]
         fn any_arrival_order_goes_out_in_request_order(arrivals in Just((0..60).collect::<Vec<usize>>()).prop_shuffle()) {
             prop_assert_eq!(run(&arrivals), (0..60).collect::<Vec<_>>());
@@ -140,13 +151,13 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_pipeline_gives_its_memory_back() {
+    fn a_run_of_replies_in_order_takes_one_step() {
         let mut pipeline = Pipeline::default();
         let seqs: Vec<Seq> = (0..1000).map(|_| pipeline.push()).collect();
-        for seq in seqs {
-            assert_eq!(pipeline.complete(seq), Turn::Now);
-        }
-        pipeline.give_back();
-        assert_eq!(pipeline.slots.capacity(), 0);
+        assert_eq!(pipeline.complete(seqs[0], 900), Turn::Now);
+        assert_eq!(pipeline.complete(seqs[950], 1), Turn::Later);
+        assert!(pipeline.is_head(seqs[900]));
+        assert_eq!(pipeline.complete(seqs[900], 50), Turn::Now);
+        assert_eq!(pipeline.len(), 50);
     }
 }

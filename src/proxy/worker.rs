@@ -5,7 +5,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,8 +13,11 @@ use bytes::BytesMut;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::Settings;
+use super::intent::Intent;
 use super::link::{End, Link, Phase};
+use super::scripts::Scripts;
 use super::session::Session;
+use super::upstream::Upstream;
 use crate::dial::{DialError, Stream};
 use crate::metrics::{HoldEnd, WorkerMetrics};
 use crate::replica::{Credentials, ReplicaId};
@@ -29,11 +31,9 @@ const BUSY_TICK: Duration = Duration::from_millis(5);
 /// Sweeps while nothing does.
 const IDLE_TICK: Duration = Duration::from_millis(100);
 
-/// Connects under way at once.
-const CONNECTS: usize = 64;
-
-/// First and longest wait before the next connect to a replica that failed.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
+/// Commands that have waited and are sent in one sweep; the next sweep comes after [`PACE_TICK`].
+const DRAIN_PACE: usize = 2_000;
+const PACE_TICK: Duration = Duration::from_millis(2);
 
 /// `LinkEvidence::Alive` at most this often for each replica.
 const ALIVE_EVERY: Duration = Duration::from_millis(100);
@@ -58,7 +58,8 @@ pub(crate) struct Worker {
     pub(crate) metrics: Arc<WorkerMetrics>,
     feedback: mpsc::UnboundedSender<Feedback>,
     pub(crate) route: Cell<Option<Current>>,
-    pub(crate) links: RefCell<Vec<Rc<Link>>>,
+    pub(super) upstream: Upstream,
+    pub(super) scripts: RefCell<Scripts>,
     pub(crate) sessions: RefCell<HashMap<u64, Rc<Session>>>,
     /// Sent commands without an answer, on all links, that a drain waits for.
     pub(crate) in_flight: Cell<usize>,
@@ -70,23 +71,19 @@ pub(crate) struct Worker {
     waiting: RefCell<Vec<Rc<Session>>>,
     held_commands: Cell<usize>,
     held_bytes: Cell<usize>,
-    connecting: Cell<usize>,
-    peers: RefCell<Vec<Peer>>,
+    /// By replica: when `LinkEvidence::Alive` was last sent.
+    alive_told: RefCell<Vec<Instant>>,
     condemned: RefCell<Vec<Rc<Link>>>,
     buffers: RefCell<Vec<BytesMut>>,
     clock: Cell<Instant>,
     kick: Notify,
     drain_told: Cell<Option<Epoch>>,
+    /// The last sweep left something for the next because of its pace.
+    paced: Cell<bool>,
+    /// When the links were last looked after.
+    tended: Cell<Instant>,
     pub(crate) stopping: Cell<bool>,
     next_session: Cell<u64>,
-    jitter: RandomState,
-}
-
-/// What a worker remembers of one replica.
-struct Peer {
-    backoff: Duration,
-    not_before: Instant,
-    alive_told: Instant,
 }
 
 impl Worker {
@@ -98,22 +95,16 @@ impl Worker {
         feedback: mpsc::UnboundedSender<Feedback>,
     ) -> Rc<Worker> {
         let now = clock();
-        let peers = settings
-            .replicas
-            .iter()
-            .map(|_| Peer {
-                backoff: BACKOFF.0,
-                not_before: now,
-                alive_told: now,
-            })
-            .collect();
+        let replicas = settings.replicas.len();
+        let upstream = Upstream::new(replicas, settings.upstream.shared_links, now);
         Rc::new(Worker {
             index,
             settings,
             metrics,
             feedback,
             route: Cell::new(None),
-            links: RefCell::default(),
+            upstream,
+            scripts: RefCell::new(Scripts::new(replicas)),
             sessions: RefCell::default(),
             in_flight: Cell::new(0),
             request_scratch: RefCell::new(vec![0; SCRATCH].into_boxed_slice()),
@@ -122,16 +113,16 @@ impl Worker {
             waiting: RefCell::default(),
             held_commands: Cell::new(0),
             held_bytes: Cell::new(0),
-            connecting: Cell::new(0),
-            peers: RefCell::new(peers),
+            alive_told: RefCell::new(vec![now; replicas]),
             condemned: RefCell::default(),
             buffers: RefCell::default(),
             clock: Cell::new(now),
             kick: Notify::new(),
             drain_told: Cell::new(None),
+            paced: Cell::new(false),
+            tended: Cell::new(now),
             stopping: Cell::new(false),
             next_session: Cell::new(0),
-            jitter: RandomState::new(),
         })
     }
 
@@ -174,46 +165,31 @@ impl Worker {
             .await
     }
 
-    /// Whether a connect to `replica` may begin now; if so it counts as begun.
-    pub(crate) fn may_connect(&self, replica: ReplicaId) -> bool {
-        let allowed =
-            self.connecting.get() < CONNECTS && self.peers.borrow()[replica.index()].not_before <= self.now();
-        if allowed {
-            self.connecting.set(self.connecting.get() + 1);
-        }
-        allowed
-    }
-
-    /// A connect to `replica` has ended, handshake and all.
-    pub(crate) fn connect_ended(&self, replica: ReplicaId, ok: bool) {
-        self.connecting.set(self.connecting.get().saturating_sub(1));
-        if ok {
-            self.peers.borrow_mut()[replica.index()].backoff = BACKOFF.0;
-        }
-        self.kick.notify_one();
-    }
-
-    /// A link to `replica` failed: the next connect waits a little, longer each time, never the same for all workers.
+    /// A link to `replica` failed: what comes next waits a little, and nothing that the replica knew is certain.
     pub(crate) fn link_failed(&self, replica: ReplicaId) {
-        let now = self.tick();
-        let mut peers = self.peers.borrow_mut();
-        let peer = &mut peers[replica.index()];
-        if peer.not_before <= now {
-            // Jitter, so that the workers of a fleet do not come back in step.
-            let jitter = peer
-                .backoff
-                .mul_f64(f64::from(self.jitter.hash_one(now) as u16) / 131_072.0);
-            peer.not_before = now + peer.backoff + jitter;
-            peer.backoff = (peer.backoff * 2).min(BACKOFF.1);
+        self.upstream.failed(replica, self.tick());
+        self.scripts.borrow_mut().forgotten_by(replica);
+    }
+
+    /// Takes an idle dedicated link back, in the state `said`.
+    pub(crate) fn give_back(&self, link: Rc<Link>, said: Intent) {
+        self.upstream.give_back(link, said, self.now());
+        if !self.waiting.borrow().is_empty() {
+            self.kick();
         }
+    }
+
+    /// Lets the worker look at what waits soon.
+    pub(crate) fn kick(&self) {
+        self.kick.notify_one();
     }
 
     /// Tells control what was seen on a link.
     pub(crate) fn report(&self, replica: ReplicaId, seen: LinkEvidence) {
         if seen == LinkEvidence::Alive {
             let now = self.now();
-            let mut peers = self.peers.borrow_mut();
-            let told = &mut peers[replica.index()].alive_told;
+            let mut told = self.alive_told.borrow_mut();
+            let told = &mut told[replica.index()];
             if now.saturating_duration_since(*told) < ALIVE_EVERY {
                 return;
             }
@@ -232,13 +208,12 @@ impl Worker {
     }
 
     /// A command of `len` bytes waits.
-    pub(crate) fn hold_adds(&self, session: &Rc<Session>, len: usize) {
+    pub(crate) fn hold_adds(&self, len: usize) {
         if self.held_commands.replace(self.held_commands.get() + 1) == 0 {
             self.metrics.hold_started.inc();
         }
         self.held_bytes.set(self.held_bytes.get() + len);
         self.show_hold();
-        self.wait(session);
     }
 
     /// A command of `len` bytes, held since `since`, waits no more.
@@ -345,65 +320,74 @@ impl Worker {
             holding: route.holding,
             epoch: route.epoch,
         }));
-        let links: Vec<Rc<Link>> = self
-            .links
-            .borrow()
-            .iter()
-            .filter(|l| l.replica != route.write)
-            .cloned()
-            .collect();
-        for link in links {
-            // Without haste, what is sent is answered first; `advance` moves the session then.
-            if route.abandon_others || (!route.holding && link.in_flight() == 0) {
+        for link in self.upstream.links() {
+            // Without haste, what is sent is answered first; `advance` moves the session then. A link that waits for work
+            // stays as it is.
+            if link.replica != route.write && route.abandon_others && !link.is_idle() {
                 link.condemn(&End::Abandoned);
             }
         }
+        self.leave(route.write, route.holding);
         self.drained_perhaps();
     }
 
+    /// Takes from sessions the dedicated links that lead elsewhere and have nothing to finish: those that listen or block
+    /// move on to the active replica.
+    fn leave(&self, active: ReplicaId, holding: bool) {
+        if holding {
+            return;
+        }
+        for link in self.upstream.links() {
+            let elsewhere = link.replica != active && link.is_owned() && link.phase() == Phase::Ready;
+            if elsewhere && link.in_flight() == 0 {
+                link.condemn(&End::Abandoned);
+            }
+        }
+    }
+
     /// One look at everything that waits.
-    fn sweep(&self) {
+    fn sweep(self: &Rc<Self>) {
         let now = self.tick();
         let condemned = std::mem::take(&mut *self.condemned.borrow_mut());
         for link in condemned {
             link.condemn(&End::Abandoned);
         }
-        let timeout = self.settings.upstream.response_timeout;
-        let silent: Vec<Rc<Link>> = self
-            .links
-            .borrow()
-            .iter()
-            .filter(|l| l.overdue(now, timeout))
-            .cloned()
-            .collect();
-        for link in silent {
-            link.condemn(&End::Failed(LinkEvidence::ResponseTimeout));
+        if now.saturating_duration_since(self.tended.get()) >= BUSY_TICK {
+            self.tended.set(now);
+            self.tend(now);
         }
-        if let Some(current) = self.route.get()
-            && !current.holding
-        {
-            let left: Vec<Rc<Link>> = self
-                .links
-                .borrow()
-                .iter()
-                .filter(|l| l.replica != current.write && l.in_flight() == 0 && l.phase() == Phase::Ready)
-                .cloned()
-                .collect();
-            for link in left {
-                link.condemn(&End::Abandoned);
-            }
-        }
+        // After a hold everything that waited goes on: some at a time, so that the new replica is not hit by all at once.
+        let mut pace = DRAIN_PACE;
         let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
         for session in waiting {
             session.waiting.set(false);
-            session.advance();
+            if pace > 0 {
+                pace = pace.saturating_sub(session.advance());
+            }
             let held = session.expire(now, self.settings.hold.timeout);
-            if held || (session.wants_link() && session.link_phase().is_none()) {
+            if held || session.lacks_link() {
                 self.wait_quietly(&session);
             }
         }
+        if pace == 0 {
+            self.paced.set(true);
+        }
         self.drained_perhaps();
         self.flush_dirty();
+    }
+
+    /// Looks after the links; not at every sweep, as there may be many.
+    fn tend(self: &Rc<Self>, now: Instant) {
+        let timeout = self.settings.upstream.response_timeout;
+        for link in self.upstream.links() {
+            if link.overdue(now, timeout) {
+                link.condemn(&End::Failed(LinkEvidence::ResponseTimeout));
+            }
+        }
+        self.upstream.tend(self);
+        if let Some(current) = self.route.get() {
+            self.leave(current.write, current.holding);
+        }
     }
 
     fn wait_quietly(&self, session: &Rc<Session>) {
@@ -420,10 +404,15 @@ impl Worker {
             }
             self.sweep();
             let idle = self.waiting.borrow().is_empty() && self.condemned.borrow().is_empty();
+            let tick = match () {
+                () if self.paced.take() => PACE_TICK,
+                () if idle => IDLE_TICK,
+                () => BUSY_TICK,
+            };
             tokio::select! {
                 changed = route.changed() => if changed.is_err() { return },
-                () = self.kick.notified() => {}
-                () = tokio::time::sleep(if idle { IDLE_TICK } else { BUSY_TICK }) => {}
+                () = self.kick.notified(), if tick != PACE_TICK => {}
+                () = tokio::time::sleep(tick) => {}
             }
         }
     }

@@ -3,11 +3,9 @@ use crate::proxy::pipeline::Pipeline;
 
 fn command(tx: Tx, read: bool, expect: Expect) -> Command {
     Command {
-        seq: Pipeline::default().push(),
         expect,
-        read,
         tx,
-        change: None,
+        ..Command::plain(Pipeline::default().push(), read)
     }
 }
 

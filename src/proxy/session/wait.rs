@@ -7,18 +7,21 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::{Given, Session, State};
-use crate::metrics::{Class, DisconnectReason, HoldEnd};
-use crate::proxy::command::{Command, Expect, Held, Tx};
+use super::{Session, State};
+use crate::metrics::{DisconnectReason, HoldEnd, SessionKind};
+use crate::proxy::command::{Command, Expect, Given, Held, Tx};
 use crate::proxy::intent::Step;
-use crate::proxy::link::{End, Frame, Link};
+use crate::proxy::link::{End, Frame, Link, Phase};
 use crate::proxy::recover::{Broken, Local, Recovery, TxState, Verdict};
+use crate::replica::ReplicaId;
 
 impl Session {
     /// Lets a command wait; answers `-UNAVAILABLE` when too much waits already.
     pub(super) fn hold(self: &Rc<Self>, st: &mut State, command: Command, frame: Frame<'_>) {
         let len = frame.len();
-        if !self.worker.hold_has_room(len) {
+        // What only waits for the answers to earlier commands, as it would in a server, is no hold.
+        let held = !self.awaits_answers(st);
+        if held && !self.worker.hold_has_room(len) {
             self.worker.metrics.hold_ended[HoldEnd::Overflow].inc();
             self.refuse(
                 st,
@@ -38,82 +41,171 @@ impl Session {
         st.limbo.push_back(Held {
             command,
             frame,
-            since: self.worker.now(),
+            since: held.then(|| self.worker.now()),
         });
-        self.worker.hold_adds(self, len);
+        if held {
+            self.worker.hold_adds(len);
+        }
+        self.worker.wait(self);
+    }
+
+    /// Whether commands of this session are being answered by the active replica.
+    fn awaits_answers(&self, st: &State) -> bool {
+        let (Some(link), Some(route)) = (&st.link, self.worker.route.get()) else {
+            return false;
+        };
+        st.sent > 0 && link.phase() == Phase::Ready && !route.holding && link.replica == route.write
+    }
+
+    /// A command waits no more.
+    fn unhold(&self, st: &mut State, held: &Held, end: HoldEnd) {
+        st.limbo_bytes -= held.frame.len();
+        if let Some(since) = held.since {
+            self.worker.hold_frees(held.frame.len(), since, end);
+        }
+    }
+
+    /// What waited for answers that have come, or will not come, is held from now on.
+    fn begin_hold(&self, st: &mut State) {
+        for held in &mut st.limbo {
+            if held.since.is_none() {
+                held.since = Some(self.worker.now());
+                self.worker.hold_adds(held.frame.len());
+            }
+        }
     }
 
     /// A command of an open transaction was refused, so the rest of it must not be applied without it.
     fn break_transaction(self: &Rc<Self>, st: &mut State) {
         st.tx = TxState::Broken(Broken::Abort);
-        self.worker.condemn_later(st.link.clone());
+        if st.tx_sent.pins() {
+            self.worker.condemn_later(st.link.clone());
+        }
     }
 
-    /// Sends what waits, as far as the route and the link allow; opens a link when there is none.
-    pub(crate) fn advance(self: &Rc<Self>) {
+    /// Sends what waits, as far as the route and the links allow; gets a link when there is none. How many were sent.
+    pub(crate) fn advance(self: &Rc<Self>) -> usize {
+        let mut sent = 0;
         let mut state = self.state.borrow_mut();
         let st = &mut *state;
-        if st.dead.is_some() || (st.limbo.is_empty() && !st.intent.listens()) {
-            return;
-        }
         let Some(route) = self.worker.route.get() else {
-            return;
+            return 0;
         };
         if route.holding {
-            return;
+            return 0;
         }
-        match st.link.clone() {
-            None => {
-                if self.worker.may_connect(route.write) {
-                    let mut steps = st.intent.handshake(self.worker.credentials(route.write));
-                    if st.muted_sent {
-                        steps.push(Step::silent(&[b"CLIENT", b"REPLY", b"OFF"]));
-                    }
-                    st.tx_sent = TxState::Clear;
-                    st.tx_answered = TxState::Clear;
-                    st.link = Some(Link::open(&self.worker, route.write, self, steps));
+        while st.dead.is_none() {
+            let own = match st.limbo.front() {
+                Some(front) => self.needs_own(st, Some(&front.command)),
+                None if st.intent.listens() => true,
+                None => break,
+            };
+            let Some(link) = st.link.clone() else {
+                st.link = self.get_link(st, route.write, own);
+                match &st.link {
+                    Some(link) if link.phase() == Phase::Ready => continue,
+                    _ => break,
                 }
+            };
+            if link.phase() == Phase::Dead {
+                st.link = None;
+                continue;
             }
-            Some(link) if link.replica != route.write => {
-                if link.in_flight() == 0 {
-                    drop(state);
-                    link.condemn(&End::Abandoned);
-                }
-            }
-            Some(link) => {
-                while link.takes_commands()
-                    && let Some(front) = st.limbo.front()
-                {
-                    if front.command.expect == Expect::Confirmations(0) && !link.is_idle() {
+            if link.is_shared() {
+                if own || link.replica != route.write {
+                    // What was sent is answered first: it keeps its place before what follows.
+                    if st.sent > 0 {
                         break;
                     }
-                    let Some(held) = st.limbo.pop_front() else { break };
-                    st.limbo_bytes -= held.frame.len();
-                    self.worker
-                        .hold_frees(held.frame.len(), held.since, HoldEnd::Resumed);
-                    let class = if held.command.read {
-                        Class::Read
-                    } else {
-                        Class::Write
-                    };
-                    self.worker.metrics.commands[class][route.write].inc();
-                    self.send(st, &link, held.command, Frame::Borrowed(&held.frame));
+                    st.link = None;
+                    continue;
                 }
-                if st.limbo.is_empty() {
-                    st.limbo = VecDeque::new();
-                    self.unpause(st);
+            } else {
+                if link.replica != route.write {
+                    if link.in_flight() == 0 {
+                        drop(state);
+                        link.condemn(&End::Abandoned);
+                    }
+                    return sent;
+                }
+                if !own && link.is_idle() {
+                    st.link = None;
+                    self.release(st, link);
+                    continue;
                 }
             }
+            if !link.takes_commands() {
+                break;
+            }
+            let Some(front) = st.limbo.front() else { break };
+            if front.command.expect == Expect::Confirmations(0) && !link.is_idle() {
+                break;
+            }
+            let Some(held) = st.limbo.pop_front() else { break };
+            self.unhold(st, &held, HoldEnd::Resumed);
+            self.worker.metrics.commands[held.command.class][route.write].inc();
+            self.send(st, &link, held.command, Frame::Borrowed(&held.frame));
+            sent += 1;
         }
+        if st.limbo.is_empty() {
+            st.limbo = VecDeque::new();
+            if std::mem::take(&mut st.paused) {
+                self.wake();
+            }
+        }
+        sent
+    }
+
+    /// Whether a command that has waited needs a link of the session's own, as things stand on the current one.
+    fn needs_own(&self, st: &State, command: Option<&Command>) -> bool {
+        command.is_some_and(|c| c.own)
+            || st.tainted
+            || st.tx_sent.pins()
+            || st.muted_sent
+            || st.intent.is_peculiar()
+            || self.always_owns()
+    }
+
+    fn get_link(self: &Rc<Self>, st: &mut State, replica: ReplicaId, own: bool) -> Option<Rc<Link>> {
+        let upstream = &self.worker.upstream;
+        if !own {
+            if st.group.is_none() {
+                st.group = upstream.group(&self.worker, &st.intent.identity);
+            }
+            if let Some(group) = &st.group {
+                return upstream.shared(&self.worker, group, replica, self.id);
+            }
+            // Too many identities share links already.
+            st.tainted = true;
+        }
+        let mut more = Vec::new();
+        if st.muted_sent {
+            more.push(Step::silent(&[b"CLIENT", b"REPLY", b"OFF"]));
+        }
+        let link = upstream.dedicated(&self.worker, replica, self, &st.intent, more)?;
+        (st.tx_sent, st.tx_answered) = Default::default();
+        st.spoiled = false;
+        self.set_kind(st, SessionKind::Dedicated);
+        Some(link)
     }
 
     /// Answers `-UNAVAILABLE` to what has waited longer than `timeout`. Whether something still waits.
     pub(crate) fn expire(self: &Rc<Self>, now: Instant, timeout: Duration) -> bool {
         let mut state = self.state.borrow_mut();
         let st = &mut *state;
-        while let Some(front) = st.limbo.front()
-            && now.saturating_duration_since(front.since) >= timeout
-        {
+        let due = |st: &State| {
+            st.limbo
+                .front()
+                .and_then(|front| front.since)
+                .is_some_and(|since| now.saturating_duration_since(since) >= timeout)
+        };
+        if !self.awaits_answers(st) {
+            self.begin_hold(st);
+        }
+        if !due(st) {
+            return !st.limbo.is_empty();
+        }
+        while due(st) {
             // What was sent of a transaction or a WATCH is lost with its link; the rest is then answered without being sent.
             if st.tx_sent.pins()
                 && let Some(link) = st.link.clone()
@@ -128,9 +220,7 @@ impl Session {
                     st.tx = TxState::Broken(Broken::Abort);
                     break;
                 };
-                st.limbo_bytes -= held.frame.len();
-                self.worker
-                    .hold_frees(held.frame.len(), held.since, HoldEnd::Expired);
+                self.unhold(st, &held, HoldEnd::Expired);
                 self.refuse(
                     st,
                     &held.command,
@@ -147,7 +237,9 @@ impl Session {
                 }
             }
         }
-        self.unpause(st);
+        if std::mem::take(&mut st.paused) {
+            self.wake();
+        }
         self.flush(st);
         !st.limbo.is_empty()
     }
@@ -157,34 +249,41 @@ impl Session {
         self.answer(st, command, format!("-UNAVAILABLE {why}\r\n").as_bytes());
     }
 
-    /// The session's link takes commands.
+    /// The session's own link takes commands.
     pub(crate) fn link_ready(self: &Rc<Self>) {
         self.advance();
     }
 
-    /// The session's link is gone; `given` are its unanswered commands, in order.
+    /// Whether the replica may speak first, so that the session wants a link even while its application is silent, and it
+    /// has none.
+    pub(crate) fn lacks_link(&self) -> bool {
+        let state = self.state.borrow();
+        state.dead.is_none()
+            && state.intent.listens()
+            && state.link.as_ref().is_none_or(|link| link.phase() == Phase::Dead)
+    }
+
+    /// A link is gone; `given` are this session's unanswered commands on it, in order.
     pub(crate) fn link_lost(self: &Rc<Self>, link: &Rc<Link>, given: Vec<Given>, end: &End) {
-        if let End::Failed(evidence) = end {
-            self.worker.report(link.replica, *evidence);
-            self.worker.link_failed(link.replica);
-        }
         let mut state = self.state.borrow_mut();
         let st = &mut *state;
         if !st.link.as_ref().is_some_and(|own| Rc::ptr_eq(own, link)) {
             return;
         }
         st.link = None;
+        st.sent = 0;
+        self.set_kind(st, SessionKind::Shared);
         if *end == End::Released || st.dead.is_some() {
             return;
         }
         if st.streaming.is_some() {
             st.dead = Some(DisconnectReason::ReplyBroken);
-            self.touch();
+            self.wake();
             return;
         }
         let mut recovery = Recovery::new(st.tx_answered);
+        self.begin_hold(st);
         let limbo = std::mem::take(&mut st.limbo);
-        st.limbo_bytes = 0;
         for Given { command, frame, sent } in given {
             let verdict = if sent {
                 recovery.sent(&command)
@@ -201,18 +300,18 @@ impl Session {
         for held in limbo {
             let verdict = recovery.unsent(&held.command);
             if self.settle(st, &held.command, verdict) {
-                st.limbo_bytes += held.frame.len();
                 st.limbo.push_back(held);
             } else {
-                self.worker
-                    .hold_frees(held.frame.len(), held.since, HoldEnd::Resumed);
+                self.unhold(st, &held, HoldEnd::Resumed);
             }
         }
         st.tx = recovery.finish();
         (st.tx_sent, st.tx_answered) = Default::default();
+        (st.queued, st.queued_changes) = Default::default();
+        let invalidate = st.intent.invalidation();
+        self.put(st, invalidate);
         let listens = st.intent.listens();
         drop(state);
-        self.touch();
         if listens {
             self.worker.wait(self);
         }
@@ -227,10 +326,10 @@ impl Session {
                 if local == Local::OutcomeUnknown {
                     self.worker.metrics.unknown_outcome.inc();
                 }
-                let resp3 = st.intent.resp3;
+                let resp3 = st.intent.identity.resp3;
                 self.answer(st, command, local.bytes(resp3));
             }
-            Verdict::Drop => {}
+            Verdict::Drop => st.pins -= u32::from(command.pins),
         }
         false
     }

@@ -1,0 +1,269 @@
+//! Scripts and functions that applications have used, so that a replica that does not know them yet is told in time.
+//!
+//! Active-Active databases replicate neither. Before an EVALSHA (or FCALL) goes to a replica that may not know what it
+//! names, the worker says SCRIPT LOAD (FUNCTION LOAD) on the same link: the command's order is kept, and nothing is sent
+//! twice. A replica that restarts, or answers NOSCRIPT, counts as knowing nothing again.
+
+use std::collections::{HashMap, HashSet};
+
+use bytes::Bytes;
+
+use super::command::ScriptUse;
+use crate::replica::ReplicaId;
+use crate::resp;
+
+/// At most so many scripts are remembered, and functions' libraries.
+const SCRIPTS: usize = 1024;
+/// And so many bytes of them.
+const BYTES: usize = 8 * 1024 * 1024;
+
+/// A script's name: the SHA-1 of its text, in small hexadecimal letters.
+type Sha = [u8; 40];
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Scripts {
+    texts: HashSet<Bytes>,
+    /// Those whose name has not been asked for yet: a name costs more than a look into the set.
+    unnamed: Vec<Bytes>,
+    named: HashMap<Sha, Bytes>,
+    libraries: Vec<Bytes>,
+    bytes: usize,
+    /// By replica: what it has been told.
+    told: Vec<Told>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Told {
+    scripts: HashSet<Sha>,
+    libraries: bool,
+}
+
+impl Scripts {
+    /// Knows nothing yet.
+    pub(crate) fn new(replicas: usize) -> Scripts {
+        Scripts {
+            texts: HashSet::new(),
+            unnamed: Vec::new(),
+            named: HashMap::new(),
+            libraries: Vec::new(),
+            bytes: 0,
+            told: vec![Told::default(); replicas],
+        }
+    }
+
+    /// What has to be said to `replica` before the command in `frame`, if anything. Inside a transaction nothing can be.
+    pub(crate) fn before(
+        &mut self,
+        kind: ScriptUse,
+        frame: &[u8],
+        replica: ReplicaId,
+        in_transaction: bool,
+    ) -> Vec<Bytes> {
+        let word = |n: usize| resp::args(frame).nth(n).unwrap_or_default();
+        match kind {
+            ScriptUse::Eval => self.learn(word(1)),
+            ScriptUse::Load => self.learn(word(2)),
+            ScriptUse::EvalSha | ScriptUse::Fcall if in_transaction => {}
+            ScriptUse::EvalSha => return self.load(word(1), replica).into_iter().collect(),
+            ScriptUse::Fcall => {
+                if !std::mem::replace(&mut self.told[replica.index()].libraries, true) {
+                    return self.libraries.clone();
+                }
+            }
+            ScriptUse::Flush => {
+                self.bytes = self.libraries.iter().map(Bytes::len).sum();
+                (self.texts, self.unnamed, self.named) = Default::default();
+            }
+            ScriptUse::Functions => self.functions(frame),
+        }
+        Vec::new()
+    }
+
+    fn learn(&mut self, text: &[u8]) {
+        if self.texts.contains(text) || text.len() > BYTES {
+            return;
+        }
+        self.make_room(text.len());
+        self.bytes += text.len();
+        let text = Bytes::copy_from_slice(text);
+        self.unnamed.push(text.clone());
+        self.texts.insert(text);
+    }
+
+    /// Applications that make a new script for each call must not fill the memory.
+    fn make_room(&mut self, len: usize) {
+        if self.texts.len() + self.libraries.len() >= SCRIPTS || self.bytes + len > BYTES {
+            self.bytes = 0;
+            (self.texts, self.unnamed, self.named, self.libraries) = Default::default();
+        }
+    }
+
+    fn load(&mut self, sha: &[u8], replica: ReplicaId) -> Option<Bytes> {
+        let mut name: Sha = sha.try_into().ok()?;
+        name.make_ascii_lowercase();
+        if self.told[replica.index()].scripts.contains(&name) {
+            return None;
+        }
+        for text in self.unnamed.drain(..) {
+            self.named.insert(name_of(&text), text);
+        }
+        let text = self.named.get(&name)?;
+        self.told[replica.index()].scripts.insert(name);
+        Some(resp::encode_command(&[b"SCRIPT", b"LOAD", text]).into())
+    }
+
+    fn functions(&mut self, frame: &[u8]) {
+        let mut words = resp::args(frame).skip(1);
+        if words.next().is_some_and(|sub| sub.eq_ignore_ascii_case(b"LOAD"))
+            && let Some(code) = words.last()
+        {
+            // Without REPLACE: what a replica has of that name stays.
+            let load = Bytes::from(resp::encode_command(&[b"FUNCTION", b"LOAD", code]));
+            if !self.libraries.contains(&load) && load.len() <= BYTES {
+                self.make_room(load.len());
+                self.bytes += load.len();
+                self.libraries.push(load);
+            }
+        } else {
+            // Deleted, flushed or restored: nobody knows what there is, so nothing is brought back.
+            self.libraries.clear();
+        }
+        for told in &mut self.told {
+            told.libraries = false;
+        }
+    }
+
+    /// `replica` may have forgotten everything.
+    pub(crate) fn forgotten_by(&mut self, replica: ReplicaId) {
+        self.told[replica.index()] = Told::default();
+    }
+}
+
+fn name_of(text: &[u8]) -> Sha {
+    let mut name = [0; 40];
+    for (pair, byte) in name
+        .chunks_exact_mut(2)
+        .zip(sha1_smol::Sha1::from(text).digest().bytes())
+    {
+        pair.copy_from_slice(&[hex(byte >> 4), hex(byte & 15)]);
+    }
+    name
+}
+
+fn hex(nibble: u8) -> u8 {
+    b"0123456789abcdef"[usize::from(nibble)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOCAL: ReplicaId = ReplicaId(0);
+    const REMOTE: ReplicaId = ReplicaId(1);
+    const RETURN_1: &str = "e0e1f9fabfc9d4800c877a703b823ac0578ff8db";
+
+    fn before(scripts: &mut Scripts, kind: ScriptUse, words: &[&str], to: ReplicaId) -> Vec<String> {
+        let words: Vec<&[u8]> = words.iter().map(|w| w.as_bytes()).collect();
+        let said = scripts.before(kind, &resp::encode_command(&words), to, false);
+        said.iter()
+            .map(|f| {
+                let words: Vec<_> = resp::args(f).map(String::from_utf8_lossy).collect();
+                words.join(" ")
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_script_that_was_seen_is_told_once_to_each_replica() {
+        let mut scripts = Scripts::new(2);
+        let s = &mut scripts;
+        assert!(
+            before(s, ScriptUse::EvalSha, &["EVALSHA", RETURN_1, "0"], LOCAL).is_empty(),
+            "never seen"
+        );
+        assert!(before(s, ScriptUse::Eval, &["EVAL", "return 1", "0"], LOCAL).is_empty());
+        for to in [LOCAL, REMOTE] {
+            let sha = RETURN_1.to_uppercase();
+            assert_eq!(
+                before(s, ScriptUse::EvalSha, &["EVALSHA", &sha, "0"], to),
+                ["SCRIPT LOAD return 1"]
+            );
+            assert!(
+                before(s, ScriptUse::EvalSha, &["EVALSHA", RETURN_1, "0"], to).is_empty(),
+                "once"
+            );
+        }
+        s.forgotten_by(REMOTE);
+        assert!(before(s, ScriptUse::EvalSha, &["EVALSHA", RETURN_1, "0"], LOCAL).is_empty());
+        assert_eq!(
+            before(s, ScriptUse::EvalSha, &["EVALSHA", RETURN_1, "0"], REMOTE).len(),
+            1
+        );
+    }
+
+    #[test]
+    fn flushed_scripts_stay_away() {
+        let mut scripts = Scripts::new(1);
+        before(
+            &mut scripts,
+            ScriptUse::Load,
+            &["SCRIPT", "LOAD", "return 1"],
+            LOCAL,
+        );
+        before(&mut scripts, ScriptUse::Flush, &["SCRIPT", "FLUSH"], LOCAL);
+        scripts.forgotten_by(LOCAL);
+        assert!(
+            before(
+                &mut scripts,
+                ScriptUse::EvalSha,
+                &["EVALSHA", RETURN_1, "0"],
+                LOCAL
+            )
+            .is_empty()
+        );
+    }
+
+    #[test]
+    fn libraries_are_brought_and_never_replaced() {
+        let mut scripts = Scripts::new(2);
+        let s = &mut scripts;
+        before(
+            s,
+            ScriptUse::Functions,
+            &["FUNCTION", "LOAD", "REPLACE", "#!lua name=l"],
+            LOCAL,
+        );
+        assert_eq!(
+            before(s, ScriptUse::Fcall, &["FCALL", "f", "0"], REMOTE),
+            ["FUNCTION LOAD #!lua name=l"]
+        );
+        assert!(before(s, ScriptUse::Fcall, &["FCALL", "f", "0"], REMOTE).is_empty());
+        before(s, ScriptUse::Functions, &["FUNCTION", "FLUSH"], LOCAL);
+        assert!(before(s, ScriptUse::Fcall, &["FCALL", "f", "0"], REMOTE).is_empty());
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut scripts = Scripts::new(1);
+        for n in 0..3 * SCRIPTS {
+            before(
+                &mut scripts,
+                ScriptUse::Eval,
+                &["EVAL", &format!("return {n}"), "0"],
+                LOCAL,
+            );
+        }
+        assert!(scripts.texts.len() <= SCRIPTS);
+        let long = "-".repeat(BYTES / 2 + 1);
+        for n in 0..4 {
+            before(
+                &mut scripts,
+                ScriptUse::Eval,
+                &["EVAL", &format!("{long}{n}"), "0"],
+                LOCAL,
+            );
+        }
+        assert!(scripts.bytes <= BYTES, "{}", scripts.bytes);
+    }
+}

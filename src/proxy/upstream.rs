@@ -1,0 +1,285 @@
+//! The worker's connections to the replicas: who shares which, which wait for an owner, and how many are opened at once.
+//!
+//! - *Shared links* stand ready to every replica, one group for each identity (protocol, login, database) that sessions
+//!   have, so that a change of the route needs no connect. They are opened again as soon as they are lost.
+//! - *Dedicated links* belong to one session at a time. One that is given back in a state that can be undone waits in
+//!   the pool for the next session that needs one.
+//!
+//! It follows orders: which replica is active is none of its business.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher, RandomState};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::intent::{Identity, Intent, Step};
+use super::link::{End, Link, Phase};
+use super::session::Session;
+use super::worker::Worker;
+use crate::config::UpstreamMode as Mode;
+use crate::metrics::LinkKind;
+use crate::replica::ReplicaId;
+
+/// Connects of dedicated links under way at once.
+const CONNECTS: usize = 64;
+
+/// First and longest wait before the next connect to a replica that failed.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
+
+/// A dedicated link that nobody has needed for this long is closed, as is a group of shared links but the default one's.
+const UNUSED: Duration = Duration::from_secs(10);
+
+/// A shared link that has been silent for this long is asked for a sign of life: one that died unnoticed is found before
+/// the traffic needs it.
+const UNHEARD: Duration = Duration::from_secs(5);
+
+/// Identities with shared links of their own; sessions with further ones have dedicated links.
+const GROUPS: usize = 64;
+
+/// See the module's documentation.
+pub(crate) struct Upstream {
+    /// Every link that is not dead.
+    links: RefCell<BTreeMap<u64, Rc<Link>>>,
+    groups: RefCell<HashMap<Identity, Rc<Group>>>,
+    /// By replica, the newest last.
+    pool: RefCell<Vec<Vec<Pooled>>>,
+    peers: RefCell<Vec<Peer>>,
+    connecting: Cell<usize>,
+    next_id: Cell<u64>,
+    /// Shared links of a group to one replica.
+    width: usize,
+    jitter: RandomState,
+}
+
+/// The shared links of one identity.
+pub(crate) struct Group {
+    identity: Identity,
+    /// `links[replica][n]`
+    links: RefCell<Vec<Vec<Option<Rc<Link>>>>>,
+    used: Cell<Instant>,
+}
+
+struct Pooled {
+    link: Rc<Link>,
+    /// The state of its connection.
+    said: Intent,
+    since: Instant,
+}
+
+/// What is remembered of one replica.
+struct Peer {
+    backoff: Duration,
+    not_before: Instant,
+}
+
+impl Upstream {
+    /// No links yet; `width` shared ones for each group and replica.
+    pub(super) fn new(replicas: usize, width: usize, now: Instant) -> Upstream {
+        Upstream {
+            links: RefCell::default(),
+            groups: RefCell::default(),
+            pool: RefCell::new((0..replicas).map(|_| Vec::new()).collect()),
+            peers: RefCell::new(
+                (0..replicas)
+                    .map(|_| Peer {
+                        backoff: BACKOFF.0,
+                        not_before: now,
+                    })
+                    .collect(),
+            ),
+            connecting: Cell::new(0),
+            next_id: Cell::new(0),
+            width,
+            jitter: RandomState::new(),
+        }
+    }
+
+    /// Every link that is not dead, at this moment.
+    pub(super) fn links(&self) -> Vec<Rc<Link>> {
+        self.links.borrow().values().cloned().collect()
+    }
+
+    /// The shared link of the session `number` to `replica`. It may not take commands yet; `None`: none can be had now.
+    pub(super) fn shared(
+        &self,
+        worker: &Rc<Worker>,
+        group: &Group,
+        replica: ReplicaId,
+        number: u64,
+    ) -> Option<Rc<Link>> {
+        group.used.set(worker.now());
+        let n = (number % self.width as u64) as usize;
+        self.in_group(worker, group, replica, n)
+    }
+
+    /// The group of an identity, for as long as the caller keeps it; `None`: there are too many.
+    pub(super) fn group(&self, worker: &Rc<Worker>, identity: &Identity) -> Option<Rc<Group>> {
+        let mut groups = self.groups.borrow_mut();
+        if let Some(group) = groups.get(identity) {
+            return Some(Rc::clone(group));
+        }
+        if groups.len() >= GROUPS {
+            return None;
+        }
+        let replicas = self.peers.borrow().len();
+        let group = Rc::new(Group {
+            identity: identity.clone(),
+            links: RefCell::new(vec![vec![None; self.width]; replicas]),
+            used: Cell::new(worker.now()),
+        });
+        groups.insert(identity.clone(), Rc::clone(&group));
+        Some(group)
+    }
+
+    fn in_group(&self, worker: &Rc<Worker>, group: &Group, replica: ReplicaId, n: usize) -> Option<Rc<Link>> {
+        let mut links = group.links.borrow_mut();
+        let place = &mut links[replica.index()][n];
+        if place.as_ref().is_none_or(|link| link.phase() == Phase::Dead) {
+            *place = None;
+            if self.peers.borrow()[replica.index()].not_before <= worker.now() {
+                let handshake = group.identity.handshake(worker.credentials(replica));
+                *place = Some(self.open(worker, replica, None, handshake));
+            }
+        }
+        place.clone()
+    }
+
+    fn open(
+        &self,
+        worker: &Rc<Worker>,
+        replica: ReplicaId,
+        owner: Option<Rc<Session>>,
+        handshake: Vec<Step>,
+    ) -> Rc<Link> {
+        let id = self.next_id.get();
+        self.next_id.set(id + 1);
+        let link = Link::open(worker, id, replica, owner, handshake);
+        self.links.borrow_mut().insert(id, Rc::clone(&link));
+        link
+    }
+
+    /// A dedicated link to `replica` in the state `intent`, with `more` said after that: from the pool, or a new one.
+    /// `None`: none can be had now.
+    pub(super) fn dedicated(
+        &self,
+        worker: &Rc<Worker>,
+        replica: ReplicaId,
+        owner: &Rc<Session>,
+        intent: &Intent,
+        more: Vec<Step>,
+    ) -> Option<Rc<Link>> {
+        let pooled = {
+            let mut pool = self.pool.borrow_mut();
+            let of_replica = &mut pool[replica.index()];
+            of_replica.retain(|p| p.link.phase() == Phase::Ready);
+            let mut found = None;
+            for (place, pooled) in of_replica.iter().enumerate().rev() {
+                if let Some(steps) = intent.steps_from(&pooled.said) {
+                    let exact = steps.is_empty();
+                    found = Some((place, steps));
+                    if exact {
+                        break;
+                    }
+                }
+            }
+            found.map(|(place, steps)| (of_replica.remove(place).link, steps))
+        };
+        if let Some((link, mut steps)) = pooled {
+            steps.extend(more);
+            link.adopt(owner, steps);
+            return Some(link);
+        }
+        if self.connecting.get() >= CONNECTS || self.peers.borrow()[replica.index()].not_before > worker.now()
+        {
+            return None;
+        }
+        self.connecting.set(self.connecting.get() + 1);
+        let mut handshake = intent.handshake(worker.credentials(replica));
+        handshake.extend(more);
+        Some(self.open(worker, replica, Some(Rc::clone(owner)), handshake))
+    }
+
+    /// Takes an idle dedicated link back, whose connection is in the state `said`.
+    pub(super) fn give_back(&self, link: Rc<Link>, said: Intent, now: Instant) {
+        link.disown();
+        if link.phase() == Phase::Ready {
+            self.pool.borrow_mut()[link.replica.index()].push(Pooled {
+                link,
+                said,
+                since: now,
+            });
+        }
+    }
+
+    /// A link's connect has ended, handshake and all.
+    pub(super) fn connect_ended(&self, link: &Link, ok: bool) {
+        if link.kind == LinkKind::Dedicated {
+            self.connecting.set(self.connecting.get().saturating_sub(1));
+        }
+        if ok {
+            self.peers.borrow_mut()[link.replica.index()].backoff = BACKOFF.0;
+        }
+    }
+
+    /// A link to `replica` failed: the next connect waits a little, longer each time, never the same for all workers.
+    pub(super) fn failed(&self, replica: ReplicaId, now: Instant) {
+        let mut peers = self.peers.borrow_mut();
+        let peer = &mut peers[replica.index()];
+        if peer.not_before <= now {
+            // Jitter, so that the workers of a fleet do not come back in step.
+            let jitter = peer
+                .backoff
+                .mul_f64(f64::from(self.jitter.hash_one(now) as u16) / 131_072.0);
+            peer.not_before = now + peer.backoff + jitter;
+            peer.backoff = (peer.backoff * 2).min(BACKOFF.1);
+        }
+    }
+
+    /// A link is dead.
+    pub(super) fn remove(&self, link: &Link) {
+        self.links.borrow_mut().remove(&link.id);
+    }
+
+    /// Keeps the shared links open and alive, and closes what nobody needs.
+    pub(super) fn tend(&self, worker: &Rc<Worker>) {
+        let now = worker.now();
+        let expired = |since: Instant| now.saturating_duration_since(since) > UNUSED;
+        let mut closing = Vec::new();
+        self.groups.borrow_mut().retain(|identity, group| {
+            let in_use =
+                *identity == Identity::default() || !expired(group.used.get()) || Rc::strong_count(group) > 1;
+            if !in_use {
+                closing.extend(group.links.borrow().iter().flatten().flatten().cloned());
+            }
+            in_use
+        });
+        for of_replica in &mut *self.pool.borrow_mut() {
+            of_replica.retain(|pooled| {
+                let keep = pooled.link.phase() == Phase::Ready && !expired(pooled.since);
+                if !keep {
+                    closing.push(Rc::clone(&pooled.link));
+                }
+                keep
+            });
+        }
+        for link in closing {
+            link.condemn(&End::Released);
+        }
+        if worker.settings.upstream.mode == Mode::Shared {
+            let _ = self.group(worker, &Identity::default());
+        }
+        let groups: Vec<Rc<Group>> = self.groups.borrow().values().cloned().collect();
+        for group in groups {
+            for replica in (0..self.peers.borrow().len()).map(|i| ReplicaId(i as u8)) {
+                for n in 0..self.width {
+                    if let Some(link) = self.in_group(worker, &group, replica, n)
+                        && link.unheard_for(now).is_some_and(|silent| silent > UNHEARD)
+                    {
+                        link.say(vec![Step::may(&[b"PING"])]);
+                    }
+                }
+            }
+        }
+    }
+}
