@@ -22,10 +22,12 @@ pub(super) async fn carry(mut client: TcpStream, server: SocketAddr, weather: wa
     let born = reset.borrow().generation;
     let mut upstream = None;
     let ended = tokio::select! {
-        ended = both_ways(&mut client, server, &mut upstream, weather) => ended,
+        // The reset first: the healing that resets also unblocks, and what was held back must not get through.
+        biased;
         _ = reset.wait_for(|weather| weather.generation != born) => {
             Err(io::ErrorKind::ConnectionReset.into())
         }
+        ended = both_ways(&mut client, server, &mut upstream, weather) => ended,
     };
     if ended.is_err() {
         // Closing with linger zero sends a reset. A socket that is already gone needs none.
