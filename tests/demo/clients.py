@@ -1,48 +1,24 @@
 """Applications that know nothing of failover: plain redis-py, one thread each, as any program would use it.
 
-What they see is noted and judged elsewhere. The only thing that looks behind the library is `Watch`, which notes when a
-client's socket is another one than before: the library reconnects by itself and would hide it.
+What they see is noted and judged elsewhere.
 """
 
 import collections
+import pathlib
+import sys
 import threading
 import time
 
 import redis
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "support"))
+from watch import Watch, code  # noqa: E402 (the line above finds it)
 
 Write = collections.namedtuple("Write", "client token began ended error")
 """One write, `error` being None when it was acknowledged, or the error's first word."""
 
 Stale = collections.namedtuple("Stale", "client at seen acknowledged")
 """A read that was older than the same client's acknowledged write."""
-
-
-def code(error):
-    """The first word of a server's error; the class of a client's own."""
-    if isinstance(error, redis.ResponseError):
-        words = str(error).split(" ", 1)
-        # The library strips the codes that it knows, and has a class for each.
-        return words[0] if words[0].isupper() else type(error).__name__
-    return type(error).__name__
-
-
-class Watch:
-    """Counts how often a client's connections were replaced."""
-
-    def __init__(self, pool):
-        self._pool = pool
-        self._ports = None
-        self.closed = 0
-
-    def look(self):
-        ports = {
-            connection._sock.getsockname()[1]
-            for connection in [*self._pool._available_connections, *self._pool._in_use_connections]
-            if connection._sock
-        }
-        if self._ports is not None and ports != self._ports:
-            self.closed += 1
-        self._ports = ports or self._ports
 
 
 class Application(threading.Thread):

@@ -1,6 +1,7 @@
 """The demo: three regions, Pulsegate, and clients that know nothing of failover, while the local replica dies and returns.
 
-`make demo` runs it; `--help` tells the rest. It ends with 0 when every promise held, with 1 when one broke or the demo could not run.
+`make demo` runs it; `--help` tells the rest. It ends with 0 when every promise held, with 1 when one broke or the demo
+could not run.
 """
 
 import argparse
@@ -11,9 +12,10 @@ import sys
 import threading
 import time
 
+import redis
 import verdict
 from clients import Application, Publisher, Subscriber
-from world import Failed, World, http
+from world import Failed, World
 
 CONFIG = """\
 [listener]
@@ -132,8 +134,6 @@ class Crowd:
 
 def found(world):
     """Tokens by replica, asked of the servers themselves."""
-    import redis
-
     tokens = {}
     for name, region in world.regions.items():
         host, port = region["direct_addr"].rsplit(":", 1)
@@ -236,19 +236,24 @@ def farewell(world):
         print(f"  {name:<14} {region['url']}   (server {region['direct_addr']})")
     first = next(iter(world.regions))
     print(f"\n  kill and restart:  curl -X POST {world.control}/regions/{first}/kill   (…/restart)")
-    print(f"  logs and configuration in {world.folder}")
-    print(f"  stop:  kill {pids['pulsegate']} {pids['rig']}", flush=True)
+    print(f"  logs, configuration: {world.folder}")
+    print(f"  stop:  kill {pids['pulsegate']} {pids['rig']} && rm -r {world.folder}", flush=True)
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--programs", type=pathlib.Path, default=pathlib.Path("target/debug"), metavar="FOLDER",
-                        help="where pulsegate and rig are [default: target/debug]")
-    parser.add_argument("--short", action="store_true", help="a quarter of the time, for tests")
+    parser.add_argument(
+        "--programs",
+        type=pathlib.Path,
+        default=pathlib.Path("target/debug"),
+        metavar="FOLDER",
+        help="where pulsegate and rig are [default: %(default)s]",
+    )
+    parser.add_argument("--short", action="store_true", help="a third of the time, for tests")
     parser.add_argument("--keep", action="store_true", help="leave all running at the end, and print the addresses")
     options = parser.parse_args()
-    steady, away, options.home, options.grace = (2, 1.5, 2, 2) if options.short else (6, 5, 5, 6)
-    options.steady, options.away = steady, away
+    seconds = (2, 1.5, 2, 2) if options.short else (6, 5, 6, 5)
+    options.steady, options.away, options.grace, options.home = seconds
     return options
 
 

@@ -162,13 +162,13 @@ def _writes(seen, verdict):
         len(unknown) <= clients, f"at most the write under way fails: {len(unknown)} failed for {clients} clients"
     )
 
+    doubled = 0
     for replica, tokens in seen.found.items():
         twice = [token for token, n in collections.Counter(tokens).items() if n > 1]
+        doubled += len(twice)
         verdict.promise(not twice, f"nothing is applied twice: on {replica} {len(twice)} were, {twice[:3]} among them")
     total = sum(map(len, seen.found.values()))
-    verdict.facts.append(("applied twice", f"none of {total} tokens counted on {len(seen.found)} replicas"))
-    if any("applied twice" in sentence for sentence in verdict.broken):
-        verdict.facts[-1] = ("applied twice", "YES, see below")
+    verdict.facts.append(("applied twice", f"{doubled or 'none'} of {total} tokens counted on {len(seen.found)} replicas"))
 
     acknowledged = [w for w in seen.writes if w.error is None]
     # Until the kill they went to the replica that died; its last ones may not have left it. All others went to
@@ -202,12 +202,14 @@ def _lost(acknowledged, excused, seen):
 
 
 def _messages(seen, verdict):
+    # Redis itself delivers messages at most once, and two replicas may each deliver one that crosses a move: counted,
+    # and not judged. What is promised is that the subscription moves along.
     heard = [message for _, message in seen.heard]
     sent = {w.token for w in seen.published if w.error is None}
     twice = len(heard) - len(set(heard))
     missed = len(sent - set(heard))
     verdict.facts.append(
-        ("messages heard", f"{len(set(heard))} of {len(sent)} published, {missed} missed, {twice} twice (at most once is all Redis promises)")
+        ("messages heard", f"{len(set(heard))} of {len(sent)} published, {missed} missed, {twice} twice")
     )
     for name, start, end in [
         ("before the kill", 0, seen.killed[0]),
@@ -217,5 +219,5 @@ def _messages(seen, verdict):
         # Some time for the first one, and not only what was on its way.
         middle = (max(start, seen.killed[0] - 1) + end) / 2
         verdict.promise(
-            any(middle <= at <= end for at, _ in seen.heard), f"subscriptions move along: nothing was heard {name}"
+            any(middle <= at < end for at, _ in seen.heard), f"subscriptions move along: nothing was heard {name}"
         )

@@ -47,13 +47,12 @@ class World:
         self.keep = keep
         self._processes = {}
         try:
-            said = self._start("rig", [programs / "rig", "run", "--regions", "3", "--json"])
+            self._start("rig", [programs / "rig", "run", "--regions", "3", "--json"])
             told = json.loads(self._wait_line("rig.out", lambda line: line))
             self.control = told["control"]
             self.regions = {region["name"]: region for region in told["regions"]}
-            config = self._configuration(config)
-            said = self._start("pulsegate", [programs / "pulsegate", "run", "--config", config])
-            del said
+            path = self._configuration(config)
+            self._start("pulsegate", [programs / "pulsegate", "run", "--config", path])
             self.application = self._bound("applications")
             self.admin = "http://" + self._bound("operators")
         except BaseException:
