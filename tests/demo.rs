@@ -24,13 +24,12 @@ fn demo(args: &[&str]) -> Command {
     command
 }
 
-#[expect(clippy::disallowed_methods, reason = "tests measure")]
-fn now() -> Instant {
-    Instant::now()
-}
-
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a deadline, and a pause between two looks at the condition"
+)]
 fn wait(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = now();
+    let began = Instant::now();
     while !holds() {
         assert!(began.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
         std::thread::sleep(Duration::from_millis(5));
