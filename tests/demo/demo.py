@@ -7,6 +7,7 @@ could not run.
 import argparse
 import os
 import pathlib
+import shutil
 import signal
 import sys
 import threading
@@ -77,6 +78,8 @@ class Timeline:
             return
         with self._lock:
             stamp = f"{time.monotonic() - self._began:7.2f} s"
+            # A line that wraps could not be redrawn.
+            text = text[: max(shutil.get_terminal_size().columns - 23, 0)]
             print(f"\r\x1b[K{stamp}  {self._style('32', 'clients   ')} {text}", end="", flush=True)
             self._drawn = True
 
@@ -186,12 +189,12 @@ def play(world, timeline, times):
     failback = (before - 0.05, time.monotonic())
     time.sleep(times.home)
     ended = time.monotonic()
-    crowd.stop()
     over.set()
     reporter.join()
+    timeline.phase("the clients stop")
+    crowd.stop()
     world.converged()
     status = world.status()
-    timeline.phase("the clients stop")
     return verdict.Seen(
         grace=times.grace,
         killed=killed,

@@ -196,3 +196,52 @@ async fn a_password_and_the_way_past_the_relay_are_honoured() {
     let error = rig.stall("remote").await.expect_err("it has no relay to stall");
     assert!(error.to_string().contains("bypass"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flushall_replicates_and_what_follows_is_counted_once() {
+    let rig = regions(2).await;
+    for region in ["local", "remote"] {
+        tell::<u64>(&rig, region, &["INCR", "counter"]).await;
+    }
+    converged(&rig).await;
+    tell::<()>(&rig, "local", &["FLUSHALL"]).await;
+    converged(&rig).await;
+    assert_eq!(tell::<u64>(&rig, "remote", &["DBSIZE"]).await, 0);
+    for _ in 0..3 {
+        for region in ["local", "remote"] {
+            tell::<u64>(&rig, region, &["INCR", "counter"]).await;
+        }
+        // The books went with the rest: links that break now must still know where they stand.
+        for (from, to) in [("local", "remote"), ("remote", "local")] {
+            rig.cut_link(from, to).await.unwrap();
+            rig.heal_link(from, to).unwrap();
+        }
+        converged(&rig).await;
+    }
+    for (region, other) in [("local", "remote"), ("remote", "local")] {
+        assert_eq!(
+            tell::<u64>(&rig, region, &["GET", "counter"]).await,
+            6,
+            "{region}"
+        );
+        assert_eq!(rig.link(region, other).unwrap().full_resyncs, 0, "{region}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wait_waits_for_the_syncers() {
+    let rig = regions(3).await;
+    let mut app = application(&rig, "local").await;
+    ask(&mut app, &["SET", "k", "v"]).await.unwrap();
+    let there = ask(&mut app, &["WAIT", "2", "5000"]).await;
+    assert_eq!(there, Ok(redis::Value::Int(2)));
+    assert_eq!(
+        tell::<String>(&rig, "remote", &["GET", "k"]).await,
+        "v",
+        "acknowledged is applied"
+    );
+    rig.cut_link("local", "remote").await.unwrap();
+    ask(&mut app, &["SET", "k", "w"]).await.unwrap();
+    let there = ask(&mut app, &["WAIT", "2", "200"]).await;
+    assert_eq!(there, Ok(redis::Value::Int(1)), "one link is cut");
+}
