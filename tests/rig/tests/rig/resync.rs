@@ -82,7 +82,7 @@ async fn a_destination_killed_in_mid_stream_is_made_anew_exactly() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_write_while_one_is_killed_and_what_survives_is_the_same_everywhere() {
+async fn all_write_while_one_is_killed_and_what_the_others_took_is_everywhere() {
     let rig = regions(3).await;
     let writers = ["local", "remote", "third"].map(|region| Writer::start(&rig, region));
     has_tokens(&rig, "third", 200).await;
@@ -94,26 +94,24 @@ async fn both_write_while_one_is_killed_and_what_survives_is_the_same_everywhere
     let [ours, theirs, thirds] = writers;
     let (ours, theirs, thirds) = (ours.stop().await, theirs.stop().await, thirds.stop().await);
     converged(&rig).await;
-    let everywhere = tokens(&rig, "local").await;
-    for region in ["remote", "third"] {
-        assert_eq!(tokens(&rig, region).await, everywhere, "{region} and local");
-    }
-    assert!(everywhere.values().all(|&times| times == 1), "nothing twice");
-    for token in theirs.acked.iter().chain(&thirds.acked) {
+    let mut lost = ours.acked.clone();
+    for region in ["local", "remote", "third"] {
+        let found = tokens(&rig, region).await;
+        assert!(found.values().all(|&times| times == 1), "{region}: nothing twice");
+        let lacks = |token: &&String| !found.contains_key(*token);
+        let lacking: Vec<&String> = theirs.acked.iter().chain(&thirds.acked).filter(lacks).collect();
         assert!(
-            everywhere.contains_key(token),
-            "{token} was written where nothing failed"
+            lacking.is_empty(),
+            "{region} lacks what was written where nothing failed: {lacking:?}"
         );
+        lost.retain(|token| lacks(&token));
     }
-    // Replication is asynchronous: of what the killed one had acknowledged, the very last may be gone.
-    let lost = ours
-        .acked
-        .iter()
-        .filter(|token| !everywhere.contains_key(*token))
-        .count();
+    // Replication is asynchronous: of what the killed one had acknowledged, the very last may be gone, or may have reached
+    // one of the others only.
     println!(
-        "killed with {} acknowledged writes: {lost} had not left it",
-        ours.acked.len()
+        "killed with {} acknowledged writes, of which {} had not left it",
+        ours.acked.len(),
+        lost.len()
     );
 }
 
