@@ -46,7 +46,7 @@ lint: ## Format and clippy
 .PHONY: demo
 demo: parts .venv/ok ## Watch plain clients while their replica dies and returns; KEEP=1 leaves all running
 	cargo build --locked --workspace
-	.venv/bin/python tests/demo/demo.py --programs $${CARGO_TARGET_DIR:-target}/debug $(if $(KEEP),--keep)
+	.venv/bin/python tests/demo/demo.py --programs $${CARGO_TARGET_DIR:-target}/debug $(if $(filter-out 0,$(KEEP)),--keep)
 
 .PHONY: test
 test: parts nextest .venv/ok lint ## Every test, against real servers
