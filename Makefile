@@ -5,8 +5,9 @@ SHELL := bash
 
 export CARGO_TERM_COLOR ?= auto
 
-# The real parts that the tests run against: command=package.
-DEBIAN_PARTS := redis-server=redis-server promtool=prometheus
+# The real parts that tests and demo run against, and what builds them: command=package.
+PARTS = redis-server=redis-server cc=build-essential
+test: PARTS += promtool=prometheus
 
 .PHONY: help
 help: ## This list
@@ -14,16 +15,21 @@ help: ## This list
 
 .PHONY: parts
 parts: ## Install the servers that tests and demo need (Debian, Ubuntu)
-	@missing=""; for part in $(DEBIAN_PARTS); do \
+	@command -v cargo >/dev/null || { echo "install Rust first: https://rustup.rs" >&2; exit 1; }
+	@missing=""; for part in $(PARTS); do \
 	  command -v "$${part%%=*}" >/dev/null || missing="$$missing $${part##*=}"; done; \
+	python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
 	if [ -n "$$missing" ]; then \
 	  command -v apt-get >/dev/null || { echo "install these first (this system has no apt-get):$$missing" >&2; exit 1; }; \
 	  sudo=""; [ "$$(id -u)" = 0 ] || sudo=sudo; \
 	  echo "installing:$$missing"; \
 	  $$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+
+.PHONY: nextest
+nextest: parts
 	@cargo nextest --version >/dev/null 2>&1 || cargo install --locked cargo-nextest
 
-.venv/ok: tests/support/requirements.txt
+.venv/ok: tests/support/requirements.txt | parts
 	@python3 -m venv .venv 2>/dev/null || { echo "install python3-venv first" >&2; exit 1; }
 	@.venv/bin/pip install -q --disable-pip-version-check -r $<
 	@touch $@
@@ -37,6 +43,11 @@ lint: ## Format and clippy
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
+.PHONY: demo
+demo: parts .venv/ok ## Watch plain clients while their replica dies and returns; KEEP=1 leaves all running
+	cargo build --locked --workspace
+	.venv/bin/python tests/demo/demo.py --programs $${CARGO_TARGET_DIR:-target}/debug $(if $(filter-out 0,$(KEEP)),--keep)
+
 .PHONY: test
-test: parts .venv/ok lint ## Every test, against real servers
+test: parts nextest .venv/ok lint ## Every test, against real servers
 	cargo nextest run --locked --workspace --no-fail-fast

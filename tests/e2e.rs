@@ -1,6 +1,6 @@
 //! Pulsegate end to end: the real binary in front of real servers, by capability.
 //!
-//! The rig stands in for Active-Active Redis; applications are raw sockets here (redis-py drives the demo).
+//! The rig stands in for Active-Active Redis; applications are raw sockets, and redis-py.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #[path = "e2e/failover.rs"]
@@ -9,6 +9,10 @@ mod failover;
 mod hostile;
 #[path = "e2e/planned.rs"]
 mod planned;
+#[path = "support/python.rs"]
+mod python;
+#[path = "e2e/redis_py.rs"]
+mod redis_py;
 #[path = "e2e/support.rs"]
 mod support;
 #[path = "e2e/transparent.rs"]

@@ -13,6 +13,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -24,6 +25,9 @@ use serde_json::json;
 use crate::relay::Direction;
 use crate::rig::{Data, Rig, RigStatus};
 
+const REQUESTS: &str =
+    "GET /status, GET /converged, POST /heal, POST /regions/NAME/VERB, POST /links/FROM/TO/VERB";
+
 /// Why a request was not done.
 #[derive(Debug)]
 enum Refusal {
@@ -31,8 +35,12 @@ enum Refusal {
     Unknown(anyhow::Error),
     /// The query lacks something.
     Query(&'static str),
+    /// The query says something that is not understood.
+    Garbled(QueryRejection),
     /// The rig could not do it.
     Failed(anyhow::Error),
+    /// A GET where a POST belongs, or the other way round.
+    Method,
     /// It did not come true in time.
     Late(anyhow::Error),
 }
@@ -42,7 +50,9 @@ impl IntoResponse for Refusal {
         let (code, error) = match self {
             Self::Unknown(error) => (StatusCode::NOT_FOUND, format!("{error:#}")),
             Self::Query(lacking) => (StatusCode::BAD_REQUEST, format!("the query needs {lacking}")),
+            Self::Garbled(error) => (StatusCode::BAD_REQUEST, error.body_text()),
             Self::Failed(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")),
+            Self::Method => (StatusCode::METHOD_NOT_ALLOWED, format!("there are: {REQUESTS}")),
             Self::Late(error) => (StatusCode::GATEWAY_TIMEOUT, format!("{error:#}")),
         };
         (code, Json(json!({ "error": error }))).into_response()
@@ -54,6 +64,15 @@ impl From<anyhow::Error> for Refusal {
         Self::Failed(error)
     }
 }
+
+impl From<QueryRejection> for Refusal {
+    fn from(error: QueryRejection) -> Self {
+        Self::Garbled(error)
+    }
+}
+
+/// A query as it came, understood or not.
+type Asked = Result<Query<Details>, QueryRejection>;
 
 /// All that a query may say; which of it is needed depends on the verb.
 #[derive(Debug, Default, Deserialize)]
@@ -90,6 +109,8 @@ pub fn router(rig: Arc<Rig>) -> Router {
         .route("/heal", post(heal_all))
         .route("/regions/{name}/{verb}", post(region))
         .route("/links/{from}/{to}/{verb}", post(link))
+        .fallback(async || Refusal::Unknown(anyhow::anyhow!("there are: {REQUESTS}")))
+        .method_not_allowed_fallback(async || Refusal::Method)
         .with_state(rig)
 }
 
@@ -97,7 +118,8 @@ async fn status(State(rig): State<Arc<Rig>>) -> Json<RigStatus> {
     Json(rig.status().await)
 }
 
-async fn converged(State(rig): State<Arc<Rig>>, Query(details): Query<Details>) -> Result<Response, Refusal> {
+async fn converged(State(rig): State<Arc<Rig>>, asked: Asked) -> Result<Response, Refusal> {
+    let Query(details) = asked?;
     let patience = Duration::from_millis(details.timeout_ms.unwrap_or(5_000));
     rig.wait_converged(patience).await.map_err(Refusal::Late)?;
     Ok(done("converged"))
@@ -111,8 +133,9 @@ async fn heal_all(State(rig): State<Arc<Rig>>) -> Result<Response, Refusal> {
 async fn region(
     State(rig): State<Arc<Rig>>,
     Path((name, verb)): Path<(String, String)>,
-    Query(details): Query<Details>,
+    asked: Asked,
 ) -> Result<Response, Refusal> {
+    let Query(details) = asked?;
     rig.find(&name).map_err(Refusal::Unknown)?;
     match verb.as_str() {
         "kill" => rig.kill(&name).await,
@@ -170,8 +193,9 @@ async fn region(
 async fn link(
     State(rig): State<Arc<Rig>>,
     Path((from, to, verb)): Path<(String, String, String)>,
-    Query(details): Query<Details>,
+    asked: Asked,
 ) -> Result<Response, Refusal> {
+    let Query(details) = asked?;
     rig.link(&from, &to).map_err(Refusal::Unknown)?;
     match verb.as_str() {
         "cut" => rig.cut_link(&from, &to).await,

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::region::process::ReservedPort;
@@ -85,6 +85,8 @@ pub(crate) struct Relay {
     addr: SocketAddr,
     weather: watch::Sender<Weather>,
     listening: watch::Receiver<bool>,
+    /// One change at a time: a cut that is healed before the task has seen it would be waited for in vain.
+    changing: Mutex<()>,
     task: JoinHandle<()>,
 }
 
@@ -102,6 +104,7 @@ impl Relay {
             addr,
             weather,
             listening,
+            changing: Mutex::default(),
             task,
         })
     }
@@ -134,6 +137,7 @@ impl Relay {
     }
 
     async fn update(&self, change: impl FnOnce(&mut Weather)) {
+        let _alone = self.changing.lock().await;
         self.weather.send_modify(change);
         let accepts = self.weather.borrow().accepts();
         // An error means that the task is gone, and with it the listener.

@@ -5,12 +5,10 @@
 mod faults;
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::Serialize;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::options::RigOptions;
@@ -46,7 +44,6 @@ type Pair = (String, String);
 pub struct Rig {
     // Before the regions: syncers end first, so that they do not complain about servers that are gone.
     links: BTreeMap<Pair, Syncer>,
-    flapping: Mutex<BTreeMap<Pair, JoinHandle<()>>>,
     regions: Vec<Region>,
 }
 
@@ -64,7 +61,6 @@ impl Rig {
         }
         let mut rig = Self {
             links: BTreeMap::new(),
-            flapping: Mutex::default(),
             regions,
         };
         // Nobody can write yet: all are empty, and each has all of the others.
@@ -219,21 +215,5 @@ impl Rig {
             }
         }
         behind
-    }
-
-    fn stop_flapping(&self, from: &str, to: &str) {
-        let mut flapping = self.flapping.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(task) = flapping.remove(&(from.to_owned(), to.to_owned())) {
-            task.abort();
-        }
-    }
-}
-
-impl Drop for Rig {
-    fn drop(&mut self) {
-        let flapping = self.flapping.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for task in flapping.values() {
-            task.abort();
-        }
     }
 }

@@ -114,6 +114,18 @@ pub struct SyncerStatus {
 pub(crate) struct LinkControl {
     pub(crate) cut: bool,
     pub(crate) delay: Duration,
+    /// Grows with each order that ends or begins a flapping: a flapping of an older order changes nothing any more.
+    pub(crate) order: u64,
+}
+
+impl LinkControl {
+    /// Without faults.
+    pub(crate) fn heal(&mut self) {
+        *self = Self {
+            order: self.order + 1,
+            ..Self::default()
+        };
+    }
 }
 
 /// One side of a link.
@@ -209,7 +221,10 @@ impl Syncer {
 
     /// Cuts the link, and returns once nothing more can get through.
     pub(crate) async fn cut(&self) {
-        self.control.send_modify(|wanted| wanted.cut = true);
+        self.control.send_modify(|wanted| {
+            wanted.cut = true;
+            wanted.order += 1;
+        });
         // An error means that the task is gone: then nothing gets through either.
         let _ = self
             .status

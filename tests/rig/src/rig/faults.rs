@@ -1,13 +1,12 @@
 //! Every fault of the table in the README as a method, and its end. Each returns once the fault is in force.
 
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::Rig;
 use crate::relay::{Direction, NetworkFaults};
-use crate::syncer::scripts;
+use crate::syncer::{LinkControl, scripts};
 
 /// What a server that starts again starts with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -295,7 +294,6 @@ impl Rig {
     /// # Errors
     /// When there is no such link.
     pub async fn cut_link(&self, from: &str, to: &str) -> anyhow::Result<()> {
-        self.stop_flapping(from, to);
         self.syncer(from, to)?.cut().await;
         Ok(())
     }
@@ -305,10 +303,7 @@ impl Rig {
     /// # Errors
     /// When there is no such link.
     pub fn heal_link(&self, from: &str, to: &str) -> anyhow::Result<()> {
-        self.stop_flapping(from, to);
-        self.syncer(from, to)?
-            .control()
-            .send_modify(|wanted| *wanted = Default::default());
+        self.syncer(from, to)?.control().send_modify(LinkControl::heal);
         Ok(())
     }
 
@@ -334,16 +329,27 @@ impl Rig {
             "a period of {period:?} is too short"
         );
         let control = self.syncer(from, to)?.control().clone();
-        self.stop_flapping(from, to);
-        let task = tokio::spawn(async move {
+        let mut order = 0;
+        control.send_modify(|wanted| {
+            wanted.order += 1;
+            order = wanted.order;
+        });
+        tokio::spawn(async move {
             let mut turns = tokio::time::interval(half);
             for turn in 0_u64.. {
                 turns.tick().await;
-                control.send_modify(|wanted| wanted.cut = turn.is_multiple_of(2));
+                let goes_on = control.send_if_modified(|wanted| {
+                    let mine = wanted.order == order;
+                    if mine {
+                        wanted.cut = turn.is_multiple_of(2);
+                    }
+                    mine
+                });
+                if !goes_on || control.is_closed() {
+                    return;
+                }
             }
         });
-        let mut flapping = self.flapping.lock().unwrap_or_else(PoisonError::into_inner);
-        flapping.insert((from.to_owned(), to.to_owned()), task);
         Ok(())
     }
 }
