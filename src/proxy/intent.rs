@@ -238,9 +238,9 @@ impl Intent {
         Some(steps)
     }
 
-    /// The commands that bring a new connection to this state. `own` is the identity that Pulsegate is configured with.
-    pub(crate) fn handshake(&self, own: Option<&crate::replica::Credentials>) -> Vec<Step> {
-        let mut steps = self.identity.handshake(own);
+    /// The commands that bring a connection of the right identity to this state.
+    pub(crate) fn beyond_identity(&self) -> Vec<Step> {
+        let mut steps = Vec::new();
         let Some(rare) = &self.rare else { return steps };
         if let Some(name) = &rare.name {
             steps.push(Step::may(&[b"CLIENT", b"SETNAME", name]));
@@ -286,7 +286,8 @@ impl Intent {
 }
 
 impl Identity {
-    /// The commands that bring a new connection to this identity. The last one proves that the replica serves.
+    /// The commands that bring a new connection to this identity, or, as long as the application has not logged in, to the
+    /// login `own` that Pulsegate is configured with. The last one proves that the replica serves.
     pub(crate) fn handshake(&self, own: Option<&crate::replica::Credentials>) -> Vec<Step> {
         let mut steps = Vec::new();
         let configured = own.map(|c| Login {

@@ -26,7 +26,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::classify;
 use super::command::{Command, Expect, Given};
-use super::intent::Step;
+use super::intent::{Login, Step};
 use super::outbox::Outbox;
 use super::pipeline::Seq;
 use super::session::Session;
@@ -66,6 +66,8 @@ pub(crate) enum Phase {
 pub(crate) enum End {
     /// Its connection failed, or broke, or stayed silent.
     Failed(LinkEvidence),
+    /// Its replica does not accept the application's own login: that says nothing about the replica.
+    Refused(Login),
     /// The route has left its replica for good, without waiting for answers.
     Abandoned,
     /// Its session has ended, or nobody needs it any more.
@@ -114,6 +116,8 @@ pub(crate) struct Link {
     pub(crate) replica: ReplicaId,
     /// Whether many sessions use it, or one.
     pub(crate) kind: LinkKind,
+    /// The application's login that its handshake presents.
+    login: Option<Login>,
     phase: Cell<Phase>,
     inner: RefCell<Inner>,
     waker: RefCell<Option<Waker>>,
@@ -165,6 +169,7 @@ impl Link {
         id: u64,
         replica: ReplicaId,
         owner: Option<Rc<Session>>,
+        login: Option<Login>,
         handshake: Vec<Step>,
     ) -> Rc<Link> {
         let kind = if owner.is_some() {
@@ -177,6 +182,7 @@ impl Link {
             id,
             replica,
             kind,
+            login,
             phase: Cell::new(Phase::Connecting),
             inner: RefCell::default(),
             waker: RefCell::default(),
@@ -197,7 +203,12 @@ impl Link {
 
     /// Whether commands may be appended now.
     pub(crate) fn takes_commands(&self) -> bool {
-        self.phase.get() == Phase::Ready && self.inner.borrow().outbox.unwritten() < UNWRITTEN_HIGH
+        self.phase.get() == Phase::Ready && !self.is_full()
+    }
+
+    /// So much is unwritten that the replica has to take some of it first.
+    fn is_full(&self) -> bool {
+        self.inner.borrow().outbox.unwritten() >= UNWRITTEN_HIGH
     }
 
     /// See [`Phase`].
@@ -313,9 +324,16 @@ impl Link {
             Phase::Connecting | Phase::Greeting => self.worker.upstream.connect_ended(self, false),
             Phase::Ready => {}
         }
-        if let End::Failed(evidence) = end {
-            self.worker.report(self.replica, *evidence);
-            self.worker.link_failed(self.replica);
+        match end {
+            End::Failed(evidence) => {
+                self.worker.report(self.replica, *evidence);
+                self.worker.link_failed(self.replica);
+            }
+            End::Refused(login) => self
+                .worker
+                .upstream
+                .refused(self.replica, login, self.worker.now()),
+            End::Abandoned | End::Released => {}
         }
         self.worker.metrics.upstream_connections[self.replica][self.kind].add(-1);
         self.worker.upstream.remove(self);
@@ -350,6 +368,16 @@ impl Link {
     pub(crate) fn unheard_for(&self, now: Instant) -> Option<Duration> {
         (self.phase.get() == Phase::Ready && self.is_idle())
             .then(|| now.saturating_duration_since(self.quiet_since.get()))
+    }
+
+    /// What it means that the connection ended with `evidence`.
+    fn end_of(&self, evidence: LinkEvidence) -> End {
+        match &self.login {
+            Some(login) if evidence == LinkEvidence::Rejected && self.phase.get() == Phase::Greeting => {
+                End::Refused(login.clone())
+            }
+            _ => End::Failed(evidence),
+        }
     }
 
     /// The owner's application does not read.

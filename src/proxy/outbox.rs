@@ -18,6 +18,9 @@ use bytes::{Buf, BytesMut};
 /// Small frames share chunks of this size; a larger frame is a chunk of its own.
 const CHUNK: usize = 32 * 1024;
 
+/// Least room of a chunk, so that one that has been used is worth keeping.
+const SPARE: usize = 512;
+
 /// At most so many chunks go into one vectored write.
 const SLICES: usize = 16;
 
@@ -49,7 +52,10 @@ impl Outbox {
             last.extend_from_slice(frame);
             return;
         }
-        let mut chunk = self.spare.take().unwrap_or_default();
+        let mut chunk = self
+            .spare
+            .take()
+            .unwrap_or_else(|| BytesMut::with_capacity(frame.len().max(SPARE)));
         chunk.extend_from_slice(frame);
         self.chunks.push_back(chunk);
     }
@@ -150,7 +156,7 @@ impl Outbox {
             }
             chunk.clear();
             // `try_reclaim` gets the whole allocation back once nothing else refers to it.
-            if self.spare.is_none() && chunk.try_reclaim(1024) && chunk.capacity() <= 2 * CHUNK {
+            if self.spare.is_none() && chunk.try_reclaim(SPARE) && chunk.capacity() <= 2 * CHUNK {
                 self.spare = Some(chunk);
             }
         }

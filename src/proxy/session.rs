@@ -125,11 +125,20 @@ impl State {
 
     /// Whether no more requests are to be read now.
     fn is_full(&self) -> bool {
-        let window = (OUT_HIGH / self.reply_len.max(1) as usize).clamp(PIPELINE_HIGH.0, PIPELINE_HIGH.1);
-        self.pipeline.len() >= window
+        self.pipeline.len() >= self.window()
             || self.out.len() > OUT_HIGH
             || self.limbo.len() >= LIMBO_HIGH.0
             || self.limbo_bytes >= LIMBO_HIGH.1
+    }
+
+    /// Whether there is room for so many requests that reading on is worth a turn of the task.
+    fn is_half_empty(&self) -> bool {
+        self.pipeline.len() <= self.window() / 2 && !self.is_full()
+    }
+
+    /// Most unanswered commands.
+    fn window(&self) -> usize {
+        (OUT_HIGH / self.reply_len.max(1) as usize).clamp(PIPELINE_HIGH.0, PIPELINE_HIGH.1)
     }
 }
 

@@ -13,7 +13,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::intent::{Identity, Intent, Step};
+use super::intent::{Identity, Intent, Login, Step};
 use super::link::{End, Link, Phase};
 use super::session::Session;
 use super::worker::Worker;
@@ -34,6 +34,9 @@ const UNUSED: Duration = Duration::from_secs(10);
 /// the traffic needs it.
 const UNHEARD: Duration = Duration::from_secs(5);
 
+/// A login that a replica did not accept is not tried there again before this.
+const REFUSED: Duration = Duration::from_millis(500);
+
 /// Identities with shared links of their own; sessions with further ones have dedicated links.
 const GROUPS: usize = 64;
 
@@ -45,6 +48,8 @@ pub(crate) struct Upstream {
     /// By replica, the newest last.
     pool: RefCell<Vec<Vec<Pooled>>>,
     peers: RefCell<Vec<Peer>>,
+    /// Logins of applications that a replica did not accept, and when they may be tried again.
+    refused: RefCell<HashMap<(ReplicaId, Login), Instant>>,
     connecting: Cell<usize>,
     next_id: Cell<u64>,
     /// Shared links of a group to one replica.
@@ -88,6 +93,7 @@ impl Upstream {
                     })
                     .collect(),
             ),
+            refused: RefCell::default(),
             connecting: Cell::new(0),
             next_id: Cell::new(0),
             width,
@@ -137,12 +143,21 @@ impl Upstream {
         let place = &mut links[replica.index()][n];
         if place.as_ref().is_none_or(|link| link.phase() == Phase::Dead) {
             *place = None;
-            if self.peers.borrow()[replica.index()].not_before <= worker.now() {
-                let handshake = group.identity.handshake(worker.credentials(replica));
-                *place = Some(self.open(worker, replica, None, handshake));
+            if self.may_connect(&group.identity, replica, worker.now()) {
+                *place = Some(self.open(worker, replica, None, &group.identity, Vec::new()));
             }
         }
         place.clone()
+    }
+
+    fn may_connect(&self, identity: &Identity, replica: ReplicaId, now: Instant) -> bool {
+        let refused = identity.login.as_ref().is_some_and(|login| {
+            self.refused
+                .borrow()
+                .get(&(replica, login.clone()))
+                .is_some_and(|until| *until > now)
+        });
+        !refused && self.peers.borrow()[replica.index()].not_before <= now
     }
 
     fn open(
@@ -150,11 +165,14 @@ impl Upstream {
         worker: &Rc<Worker>,
         replica: ReplicaId,
         owner: Option<Rc<Session>>,
-        handshake: Vec<Step>,
+        identity: &Identity,
+        more: Vec<Step>,
     ) -> Rc<Link> {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
-        let link = Link::open(worker, id, replica, owner, handshake);
+        let mut handshake = identity.handshake(worker.credentials(replica));
+        handshake.extend(more);
+        let link = Link::open(worker, id, replica, owner, identity.login.clone(), handshake);
         self.links.borrow_mut().insert(id, Rc::clone(&link));
         link
     }
@@ -190,14 +208,13 @@ impl Upstream {
             link.adopt(owner, steps);
             return Some(link);
         }
-        if self.connecting.get() >= CONNECTS || self.peers.borrow()[replica.index()].not_before > worker.now()
-        {
+        if self.connecting.get() >= CONNECTS || !self.may_connect(&intent.identity, replica, worker.now()) {
             return None;
         }
         self.connecting.set(self.connecting.get() + 1);
-        let mut handshake = intent.handshake(worker.credentials(replica));
-        handshake.extend(more);
-        Some(self.open(worker, replica, Some(Rc::clone(owner)), handshake))
+        let mut said = intent.beyond_identity();
+        said.extend(more);
+        Some(self.open(worker, replica, Some(Rc::clone(owner)), &intent.identity, said))
     }
 
     /// Takes an idle dedicated link back, whose connection is in the state `said`.
@@ -236,6 +253,13 @@ impl Upstream {
         }
     }
 
+    /// `replica` did not accept an application's login, as after a change of passwords that it has not heard of yet.
+    pub(super) fn refused(&self, replica: ReplicaId, login: &Login, now: Instant) {
+        self.refused
+            .borrow_mut()
+            .insert((replica, login.clone()), now + REFUSED);
+    }
+
     /// A link is dead.
     pub(super) fn remove(&self, link: &Link) {
         self.links.borrow_mut().remove(&link.id);
@@ -245,6 +269,7 @@ impl Upstream {
     pub(super) fn tend(&self, worker: &Rc<Worker>) {
         let now = worker.now();
         let expired = |since: Instant| now.saturating_duration_since(since) > UNUSED;
+        self.refused.borrow_mut().retain(|_, until| *until > now);
         let mut closing = Vec::new();
         self.groups.borrow_mut().retain(|identity, group| {
             let in_use =

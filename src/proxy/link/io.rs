@@ -77,7 +77,7 @@ pub(super) async fn run(link: Rc<Link>, handshake: Vec<Step>) {
         if link.phase() == Phase::Greeting {
             worker.metrics.upstream_connects[link.replica][ConnectResult::Rejected].inc();
         }
-        link.condemn(&End::Failed(evidence));
+        link.condemn(&link.end_of(evidence));
     }
 }
 
@@ -119,6 +119,7 @@ impl Link {
     /// Writes what has gathered, as far as the socket takes it.
     fn poll_flush(&self, stream: &mut Stream, cx: &mut Context<'_>) -> io::Result<()> {
         let mut wrote = false;
+        let was_full = self.is_full();
         loop {
             let mut inner = self.inner.borrow_mut();
             if !inner.outbox.has_unwritten() {
@@ -139,6 +140,10 @@ impl Link {
                 Poll::Ready(Err(error)) => return Err(error),
                 Poll::Pending => break,
             }
+        }
+        if was_full && !self.is_full() {
+            // Sessions wait for the room.
+            self.worker.kick();
         }
         if wrote && let Poll::Ready(Err(error)) = Pin::new(stream).poll_flush(cx) {
             return Err(error);
@@ -190,6 +195,7 @@ impl Link {
             })
         };
         self.worker.flush_dirty();
+        self.worker.drained_perhaps();
         taken?;
         if rest.len() > STREAM_ABOVE {
             self.stream_on(rest, scanner);

@@ -74,10 +74,8 @@ impl Session {
         if !link.is_shared() && st.dead.is_none() {
             self.release_perhaps(st);
         }
-        // Halfway, so that an application that orders much is not woken for each reply.
-        if st.paused && (st.pipeline.is_empty() || !st.is_full())
-            || (st.closing.is_some() && st.pipeline.is_empty())
-        {
+        let done = st.closing.is_some() && st.pipeline.is_empty();
+        if done || (st.paused && st.is_half_empty()) {
             st.paused = false;
             self.wake();
         }
@@ -193,10 +191,16 @@ impl Session {
     /// Writes what the socket takes; the session's task waits for the rest.
     pub(crate) fn flush_now(&self) {
         self.dirty.set(false);
-        self.flush(&mut self.state.borrow_mut());
+        let mut state = self.state.borrow_mut();
+        let st = &mut *state;
+        self.flush(st);
+        let done = st.closing.is_some() && st.pipeline.is_empty();
+        if !st.out.is_empty() || st.dead.is_some() || done {
+            self.wake();
+        }
     }
 
-    pub(super) fn flush(&self, st: &mut State) {
+    fn flush(&self, st: &mut State) {
         let before = st.out.len();
         while !st.out.is_empty() && st.dead.is_none() {
             match self.writer.try_write(&st.out) {
@@ -218,10 +222,6 @@ impl Session {
         }
         if st.out.is_empty() && st.out.capacity() > 0 {
             self.worker.give_buffer(std::mem::take(&mut st.out));
-        }
-        let done = st.closing.is_some() && st.pipeline.is_empty();
-        if !st.out.is_empty() || st.dead.is_some() || done {
-            self.wake();
         }
     }
 

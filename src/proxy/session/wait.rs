@@ -240,7 +240,7 @@ impl Session {
         if std::mem::take(&mut st.paused) {
             self.wake();
         }
-        self.flush(st);
+        self.touch();
         !st.limbo.is_empty()
     }
 
@@ -310,6 +310,9 @@ impl Session {
         (st.queued, st.queued_changes) = Default::default();
         let invalidate = st.intent.invalidation();
         self.put(st, invalidate);
+        if std::mem::take(&mut st.paused) {
+            self.wake();
+        }
         let listens = st.intent.listens();
         drop(state);
         if listens {
