@@ -8,6 +8,7 @@ export CARGO_TERM_COLOR ?= auto
 # The real parts that tests and demo run against, and what builds them: command=package.
 PARTS = redis-server=redis-server cc=build-essential
 test: PARTS += promtool=prometheus
+bench: PARTS += redis-benchmark=redis-tools haproxy=haproxy nutcracker=nutcracker
 
 .PHONY: help
 help: ## This list
@@ -47,6 +48,19 @@ lint: ## Format and clippy
 demo: parts .venv/ok ## Watch plain clients while their replica dies and returns; KEEP=1 leaves all running
 	cargo build --locked --workspace
 	.venv/bin/python tests/demo/demo.py --programs $${CARGO_TARGET_DIR:-target}/debug $(if $(filter-out 0,$(KEEP)),--keep)
+
+.venv/bench: benches/compare/requirements.txt .venv/ok
+	@.venv/bin/pip install -q --disable-pip-version-check -r $<
+	@touch $@
+
+.PHONY: bench
+bench: parts .venv/bench ## Beside HAProxy, twemproxy and no proxy: CPU, throughput, latency, memory; draws benches/comparison.svg
+	cargo build --locked --release --package pulsegate
+	.venv/bin/python benches/compare/compare.py --pulsegate $${CARGO_TARGET_DIR:-target}/release/pulsegate --plot benches/comparison.svg
+
+.PHONY: microbench
+microbench: parts ## What a frame, a reply's turn and a queued command cost, one by one
+	cargo bench --locked --package pulsegate
 
 .PHONY: test
 test: parts nextest .venv/ok lint ## Every test, against real servers

@@ -1,0 +1,355 @@
+"""Pulsegate beside other proxies and beside no proxy at all, in one run: `make bench`.
+
+Every contestant stands in front of the same redis-server and is driven by the same redis-benchmark, in turns, so that the
+noise of the machine falls on all of them alike. What is reported:
+
+- CPU: seconds that the proxy and Redis spent for a million requests (from /proc), the figure to trust;
+- throughput and latency as ratios to a direct connection of the same round;
+- memory of each idle client, and how many connections Redis has for 1000 of them.
+
+Medians over the rounds. Goals are set against peers of the same run; `missed` is a figure, not a failure.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+DIRECT = "direct"
+SHARED = "pulsegate"
+DEDICATED = "pulsegate dedicated"
+HAPROXY = "haproxy"
+TWEMPROXY = "twemproxy"
+CONTESTANTS = [DIRECT, SHARED, DEDICATED, HAPROXY, TWEMPROXY]
+
+# name: (clients, pipeline, bytes of a value, requests); scaled by --scale.
+WORKS = {
+    "50 connections": (50, 1, 64, 300_000),
+    "50 connections, pipeline of 16": (50, 16, 64, 1_500_000),
+    "1000 connections": (1000, 1, 64, 300_000),
+    "one connection": (1, 1, 64, 40_000),
+    "1 MiB values": (20, 1, 1 << 20, 4_000),
+}
+IDLE = 1000
+PATIENCE = 15.0
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def wait_for(what: str, wished, patience: float = PATIENCE):
+    """Polls `wished` until it is true; its value."""
+    deadline = time.monotonic() + patience
+    while True:
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            if value := wished():
+                return value
+        if time.monotonic() > deadline:
+            raise SystemExit(f"bench: no {what} within {patience:.0f} s")
+        time.sleep(0.02)
+
+
+def answers(port: int) -> bool:
+    with socket.create_connection(("127.0.0.1", port), timeout=2) as s:
+        s.sendall(b"*1\r\n$4\r\nPING\r\n")
+        return s.recv(64).startswith(b"+PONG")
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of all threads, to the nanosecond."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            total += int((task / "schedstat").read_text().split()[0])
+    return total / 1e9
+
+
+def resident_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit(f"bench: process {pid} has no VmRSS")
+
+
+class Arena:
+    """One Redis, and every proxy in front of it."""
+
+    def __init__(self, folder: Path, pulsegate: Path):
+        self.folder, self.processes = folder, {}
+        self.redis_port = free_port()
+        self.start("redis", ["redis-server", "--port", str(self.redis_port), "--save", "", "--appendonly", "no"])
+        wait_for("redis-server", lambda: answers(self.redis_port))
+        self.ports = {DIRECT: self.redis_port}
+        self.start_pulsegate(SHARED, pulsegate, "shared")
+        self.start_pulsegate(DEDICATED, pulsegate, "dedicated")
+        self.start_haproxy()
+        self.start_twemproxy()
+        for name, port in self.ports.items():
+            wait_for(name, lambda port=port: answers(port))
+
+    def start(self, name: str, command: list[str], env: dict[str, str] | None = None):
+        log = (self.folder / f"{name.replace(' ', '-')}.log").open("w")
+        self.processes[name] = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=self.folder, env=os.environ | (env or {})
+        )
+
+    def start_pulsegate(self, name: str, binary: Path, mode: str):
+        self.ports[name] = free_port()
+        command = [binary, "run", "--listen", f"127.0.0.1:{self.ports[name]}"]
+        command += ["--replica", f"local=redis://127.0.0.1:{self.redis_port}"]
+        env = {
+            "PULSEGATE_UPSTREAM__MODE": mode,
+            "PULSEGATE_ADMIN__BIND": f"127.0.0.1:{free_port()}",
+            "PULSEGATE_LOG__LEVEL": "warn",
+        }
+        self.start(name, [str(word) for word in command], env)
+
+    def start_haproxy(self):
+        self.ports[HAPROXY] = free_port()
+        config = self.folder / "haproxy.cfg"
+        config.write_text(
+            "global\n  nbthread 1\n  maxconn 4000\n"
+            "defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n"
+            f"listen redis\n  bind 127.0.0.1:{self.ports[HAPROXY]}\n  server s 127.0.0.1:{self.redis_port}\n"
+        )
+        self.start(HAPROXY, ["haproxy", "-db", "-f", str(config)])
+
+    def start_twemproxy(self):
+        self.ports[TWEMPROXY] = free_port()
+        config = self.folder / "nutcracker.yml"
+        config.write_text(
+            f"redis:\n  listen: 127.0.0.1:{self.ports[TWEMPROXY]}\n  redis: true\n  preconnect: true\n"
+            f"  servers:\n   - 127.0.0.1:{self.redis_port}:1\n"
+        )
+        self.start(TWEMPROXY, ["nutcracker", "-c", str(config), "-s", str(free_port())])
+
+    def stop(self):
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+    def cpu(self, contestant: str) -> tuple[float, float]:
+        """Of Redis, and of the proxy."""
+        proxy = 0.0 if contestant == DIRECT else cpu_seconds(self.processes[contestant].pid)
+        return cpu_seconds(self.processes["redis"].pid), proxy
+
+    def upstream(self, contestant: str) -> int:
+        """Open connections of a proxy to Redis."""
+        inodes = set()
+        for entry in Path(f"/proc/{self.processes[contestant].pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                inodes.add(os.readlink(entry))
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        established = "01"
+        return sum(
+            int(row[2].split(":")[1], 16) == self.redis_port and row[3] == established and f"socket:[{row[9]}]" in inodes
+            for row in rows
+        )
+
+    def run(self, contestant: str, clients: int, pipeline: int, size: int, requests: int) -> dict[str, float]:
+        redis, proxy = self.cpu(contestant)
+        command = ["redis-benchmark", "-p", self.ports[contestant], "-n", requests, "-c", clients, "-P", pipeline]
+        command += ["-d", size, "-t", "get", "--csv"]
+        out = subprocess.run([str(w) for w in command], capture_output=True, text=True, timeout=300, check=True)
+        row = next(csv.DictReader(io.StringIO(out.stdout)))
+        redis_after, proxy_after = self.cpu(contestant)
+        million = 1e6 / requests
+        return {
+            "rps": float(row["rps"]),
+            "p50_ms": float(row["p50_latency_ms"]),
+            "p99_ms": float(row["p99_latency_ms"]),
+            "redis_cpu": (redis_after - redis) * million,
+            "proxy_cpu": (proxy_after - proxy) * million,
+            "cpu": (redis_after - redis + proxy_after - proxy) * million,
+        }
+
+    def idle(self, contestant: str) -> dict[str, float]:
+        """What `IDLE` clients cost that have said one thing and then nothing."""
+        port, pid = self.ports[contestant], self.processes[contestant].pid
+        before = resident_bytes(pid)
+        clients = []
+        for _ in range(IDLE):
+            client = socket.create_connection(("127.0.0.1", port), timeout=5)
+            client.sendall(b"*2\r\n$3\r\nGET\r\n$8\r\nnobody:1\r\n")
+            clients.append(client)
+        for client in clients:
+            if not client.recv(64).startswith(b"$"):
+                raise SystemExit(f"bench: {contestant} does not answer an idle client")
+        each = (resident_bytes(pid) - before) / IDLE
+        upstream = self.upstream(contestant)
+        for client in clients:
+            client.close()
+        return {"bytes": each, "upstream": upstream}
+
+
+def measure(arena: Arena, rounds: int, scale: float) -> dict:
+    """All works, all contestants, in turns; medians."""
+    seen: dict = {work: {name: [] for name in CONTESTANTS} for work in WORKS}
+    for work, (clients, pipeline, size, requests) in WORKS.items():
+        value = "v" * size
+        with socket.create_connection(("127.0.0.1", arena.redis_port), timeout=10) as s:
+            # redis-benchmark's GET asks for this key.
+            s.sendall(f"SET key:__rand_int__ {value}\r\n".encode() if size < 60_000 else bulk(value))
+            s.recv(16)
+        requests = max(int(requests * scale), clients * pipeline * 4)
+        for n in range(rounds):
+            # Another order each round, so that nobody always follows the same neighbour.
+            for name in CONTESTANTS[n % len(CONTESTANTS):] + CONTESTANTS[: n % len(CONTESTANTS)]:
+                print(f"\r{work}, round {n + 1} of {rounds}: {name:<22}", end="", file=sys.stderr, flush=True)
+                seen[work][name].append(arena.run(name, clients, pipeline, size, requests))
+        print("\r" + " " * 78 + "\r", end="", file=sys.stderr)
+    result: dict = {"works": {}, "idle": {}}
+    for work, by_name in seen.items():
+        result["works"][work] = {}
+        for name, runs in by_name.items():
+            row = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+            pairs = list(zip(runs, by_name[DIRECT]))
+            row["rps_ratio"] = statistics.median(run["rps"] / direct["rps"] for run, direct in pairs)
+            row["p50_ratio"] = statistics.median(run["p50_ms"] / direct["p50_ms"] for run, direct in pairs)
+            row["cpu_ratio"] = statistics.median(run["cpu"] / direct["cpu"] for run, direct in pairs)
+            result["works"][work][name] = row
+    return result
+
+
+def bulk(value: str) -> bytes:
+    key = "key:__rand_int__"
+    return f"*3\r\n$3\r\nSET\r\n${len(key)}\r\n{key}\r\n${len(value)}\r\n{value}\r\n".encode()
+
+
+def goals(result: dict) -> list[tuple[str, str, float, float, bool]]:
+    """What was asked of Pulsegate: (work, what, figure, goal, reached)."""
+    works, idle, found = result["works"], result["idle"], []
+
+    def at_most(work, what, figure, goal):
+        found.append((work, what, figure, goal, figure <= goal))
+
+    def at_least(work, what, figure, goal):
+        found.append((work, what, figure, goal, figure >= goal))
+
+    def ratio(work, key, peer, own=SHARED):
+        return works[work][own][key] / works[work][peer][key]
+
+    work = "50 connections"
+    at_most(work, "CPU / twemproxy's", ratio(work, "cpu", TWEMPROXY), 0.95)
+    at_most(work, "CPU / HAProxy's", ratio(work, "cpu", HAPROXY), 0.58)
+    at_least(work, "throughput / twemproxy's", ratio(work, "rps", TWEMPROXY), 1.0)
+    at_most(work, "dedicated: CPU / HAProxy's", ratio(work, "cpu", HAPROXY, DEDICATED), 1.0)
+    work = "50 connections, pipeline of 16"
+    at_most(work, "CPU / HAProxy's", ratio(work, "cpu", HAPROXY), 0.75)
+    at_most(work, "CPU / twemproxy's", ratio(work, "cpu", TWEMPROXY), 0.65)
+    at_least(work, "throughput / HAProxy's", ratio(work, "rps", HAPROXY), 1.1)
+    work = "1000 connections"
+    at_most(work, "CPU / twemproxy's", ratio(work, "cpu", TWEMPROXY), 0.95)
+    work = "one connection"
+    at_most(work, "p50 / HAProxy's", ratio(work, "p50_ms", HAPROXY), 1.1)
+    work = "1 MiB values"
+    at_most(work, "CPU / HAProxy's", ratio(work, "cpu", HAPROXY), 0.9)
+    work = f"{IDLE} idle clients"
+    at_most(work, "KiB each", idle[SHARED]["bytes"] / 1024, 3.0)
+    at_most(work, "upstream connections", idle[SHARED]["upstream"], 4)
+    return found
+
+
+def table(result: dict) -> str:
+    lines = []
+    for work, by_name in result["works"].items():
+        lines.append(work)
+        lines.append(
+            f"  {'':<22}{'CPU s/million':>14}{'(proxy':>9}{'Redis)':>9}{'CPU':>8}{'throughput':>12}{'p50':>8}{'p50 ms':>9}"
+        )
+        for name, row in by_name.items():
+            lines.append(
+                f"  {name:<22}{row['cpu']:>14.2f}{row['proxy_cpu']:>9.2f}{row['redis_cpu']:>9.2f}"
+                f"{row['cpu_ratio']:>7.2f}x{row['rps_ratio']:>11.2f}x{row['p50_ratio']:>7.2f}x{row['p50_ms']:>9.3f}"
+            )
+    lines.append(f"{IDLE} idle clients")
+    for name, row in result["idle"].items():
+        lines.append(
+            f"  {name:<22}{row['bytes'] / 1024:>8.1f} KiB each, {row['upstream']:>5.0f} connections to Redis"
+        )
+    return "\n".join(lines)
+
+
+def plot(result: dict, path: Path):
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "pulsegate"
+    import matplotlib.pyplot as plt
+
+    works = list(result["works"])
+    colors = {DIRECT: "#9a9a9a", SHARED: "#c2255c", DEDICATED: "#f06595", HAPROXY: "#4c6ef5", TWEMPROXY: "#12b886"}
+    figure, axes = plt.subplots(2, 1, figsize=(10, 7), sharex=True)
+    panels = [
+        ("cpu_ratio", "CPU of proxy and Redis a request,\nrelative to Redis alone (less is better)"),
+        ("rps_ratio", "throughput relative to direct\n(more is better)"),
+    ]
+    width = 0.8 / len(CONTESTANTS)
+    for axis, (key, label) in zip(axes, panels):
+        for place, name in enumerate(CONTESTANTS):
+            xs = [x + (place - len(CONTESTANTS) / 2 + 0.5) * width for x in range(len(works))]
+            bars = axis.bar(xs, [result["works"][w][name][key] for w in works], width, label=name, color=colors[name])
+            axis.bar_label(bars, fmt="%.2f", fontsize=7, padding=1)
+        axis.set_ylabel(label)
+        axis.axhline(1, color="#555555", linewidth=0.8)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[1].set_xticks(range(len(works)), [w.replace(", ", ",\n") for w in works])
+    axes[0].legend(ncols=len(CONTESTANTS), frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pulsegate", type=Path, default=ROOT / "target/release/pulsegate", help="the binary to measure")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each contestant [default: 3]")
+    parser.add_argument("--scale", type=float, default=1.0, help="times the usual number of requests [default: 1]")
+    parser.add_argument("--json", type=Path, help="write all figures there")
+    parser.add_argument("--plot", type=Path, help="draw the comparison there, as SVG")
+    args = parser.parse_args()
+    for tool in ["redis-server", "redis-benchmark", "redis-cli", "haproxy", "nutcracker", args.pulsegate]:
+        if not shutil.which(str(tool)):
+            raise SystemExit(f"bench: {tool} is missing; run `make bench`")
+    with tempfile.TemporaryDirectory() as folder:
+        arena = Arena(Path(folder), args.pulsegate.resolve())
+        try:
+            result = measure(arena, args.rounds, args.scale)
+        finally:
+            arena.stop()
+        # Fresh processes: memory that a load has left behind would hide what idle clients need.
+        arena = Arena(Path(folder), args.pulsegate.resolve())
+        try:
+            for name in CONTESTANTS[1:]:
+                result["idle"][name] = arena.idle(name)
+        finally:
+            arena.stop()
+    print(table(result))
+    print("\ngoals (against peers of this run)")
+    for work, what, figure, goal, reached in goals(result):
+        print(f"  {'reached' if reached else 'MISSED ':<8} {work}: {what}: {figure:.2f} (goal {goal:g})")
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    if args.plot:
+        plot(result, args.plot)
+
+
+if __name__ == "__main__":
+    main()
