@@ -9,6 +9,8 @@ mod failover;
 mod hostile;
 #[path = "e2e/planned.rs"]
 mod planned;
+#[path = "e2e/reload.rs"]
+mod reload;
 #[path = "e2e/support.rs"]
 mod support;
 #[path = "e2e/transparent.rs"]

@@ -11,7 +11,7 @@ use redis::{AsyncConnectionConfig, ErrorKind, ProtocolVersion, RedisConnectionIn
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::{Settings, Target};
+use super::{Pace, Target};
 use crate::decision::ProbeFailure;
 use crate::dial::{DialError, DialErrorKind, Stream};
 
@@ -119,10 +119,10 @@ pub(super) async fn within<T>(
     }
 }
 
-async fn dial(target: &Target, settings: &Settings) -> Result<Stream, Failure> {
+async fn dial(target: &Target, pace: Pace) -> Result<Stream, Failure> {
     target
         .dialer
-        .connect(settings.connect_timeout)
+        .connect(pace.connect_timeout)
         .await
         .map_err(|error| Failure::from(&error))
 }
@@ -134,13 +134,13 @@ fn info() -> RedisConnectionInfo {
 }
 
 /// Dials, and authenticates when the endpoint has credentials.
-pub(super) async fn commands(target: &Target, settings: &Settings) -> Result<Connection, Failure> {
-    let stream = dial(target, settings).await?;
+pub(super) async fn commands(target: &Target, pace: Pace) -> Result<Connection, Failure> {
+    let stream = dial(target, pace).await?;
     // No set-up through the library: it waits for an answer without a limit and hides the server's own words.
     let config = AsyncConnectionConfig::new().set_response_timeout(None);
     let info = info().set_skip_set_lib_name();
     let opened = MultiplexedConnection::new_with_config(&info, stream, config);
-    let (mut commands, driver) = within(settings.answer_timeout, "the connection's set-up", opened).await?;
+    let (mut commands, driver) = within(pace.answer_timeout, "the connection's set-up", opened).await?;
     let lost = Driver(tokio::spawn(driver));
 
     if let Some(credentials) = &target.dialer.endpoint().credentials {
@@ -149,14 +149,14 @@ pub(super) async fn commands(target: &Target, settings: &Settings) -> Result<Con
             auth.arg(username);
         }
         auth.arg(credentials.password.expose());
-        within(settings.answer_timeout, "AUTH", auth.exec_async(&mut commands)).await?;
+        within(pace.answer_timeout, "AUTH", auth.exec_async(&mut commands)).await?;
     }
     Ok(Connection { commands, lost })
 }
 
 /// Dials, authenticates, and turns the connection into one that listens.
-pub(super) async fn pubsub(target: &Target, settings: &Settings) -> Result<PubSub, Failure> {
-    let stream = dial(target, settings).await?;
+pub(super) async fn pubsub(target: &Target, pace: Pace) -> Result<PubSub, Failure> {
+    let stream = dial(target, pace).await?;
     let mut info = info();
     if let Some(credentials) = &target.dialer.endpoint().credentials {
         if let Some(username) = &credentials.username {
@@ -165,7 +165,7 @@ pub(super) async fn pubsub(target: &Target, settings: &Settings) -> Result<PubSu
         info = info.set_password(credentials.password.expose());
     }
     within(
-        settings.answer_timeout,
+        pace.answer_timeout,
         "the connection's set-up",
         PubSub::new(&info, stream),
     )

@@ -198,9 +198,39 @@ impl Sidecar {
         self.wait("a route", |s| s["active"].is_string()).await;
     }
 
+    /// Where its configuration is.
+    pub(crate) fn config(&self) -> &std::path::Path {
+        &self.config
+    }
+
+    /// Sends it a signal, by name.
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = Command::new("kill")
+            .args([&format!("-{name}"), &self.child.id().to_string()])
+            .status();
+        assert!(sent.is_ok_and(|status| status.success()), "SIG{name} is sent");
+    }
+
+    /// Waits until the log has a line that contains `text`, after the first `skip` lines; that line's number.
+    pub(crate) async fn wait_log(&self, text: &str, skip: usize) -> usize {
+        let began = now();
+        loop {
+            let found = {
+                let lines = self.log.lock().unwrap();
+                (skip..lines.len()).find(|&line| lines[line].contains(text))
+            };
+            match found {
+                Some(line) => return line,
+                None if began.elapsed() > PATIENCE => {
+                    panic!("no {text:?} in the log: {:#?}", self.log.lock().unwrap())
+                }
+                None => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    }
+
     fn stop(&mut self) {
-        let pid = self.child.id().to_string();
-        let _ = Command::new("kill").args(["-TERM", &pid]).status();
+        self.signal("TERM");
         let began = now();
         while self.child.try_wait().expect("waits").is_none() {
             assert!(began.elapsed() < PATIENCE, "SIGTERM did not end it");
