@@ -13,13 +13,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::cli::logging::Level;
-use crate::config::{Config, Loaded, Sources};
+use crate::config::{Config, Listener, Loaded, Sources};
 use crate::decision::Member;
 use crate::dial::{DialError, Dialer};
 use crate::metrics::Metrics;
 use crate::proxy::{self, Proxy, Stop};
 use crate::{admin, control, monitor};
 
+mod descriptors;
 mod reload;
 
 /// How long sessions may take to finish what they have sent, after the first signal.
@@ -107,7 +108,10 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
     let (routes, route) = watch::channel(None);
     let (feedback, from_workers) = mpsc::unbounded_channel();
     let settings = proxy::Settings {
-        listener: config.listener.clone(),
+        listener: Listener {
+            max_clients: descriptors::room_for(config.listener.max_clients),
+            ..config.listener.clone()
+        },
         upstream: config.upstream.clone(),
         hold: config.hold.clone(),
         replicas: replicas.clone(),

@@ -7,11 +7,15 @@
 mod failover;
 #[path = "e2e/hostile.rs"]
 mod hostile;
+#[path = "e2e/limits.rs"]
+mod limits;
 #[path = "e2e/planned.rs"]
 mod planned;
 #[path = "e2e/reload.rs"]
 mod reload;
 #[path = "e2e/support.rs"]
 mod support;
+#[path = "e2e/tls.rs"]
+mod tls;
 #[path = "e2e/transparent.rs"]
 mod transparent;
