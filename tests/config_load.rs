@@ -970,6 +970,21 @@ fn the_example_sets_nothing_but_defaults() {
 }
 
 #[test]
+fn the_readmes_five_lines_are_a_configuration() {
+    let readme = include_str!("../README.md");
+    let (_, rest) = readme.split_once("```toml\n").expect("README.md has one");
+    let (text, _) = rest.split_once("```").expect("it ends");
+    assert_eq!(text.lines().count(), 5);
+    let given = Given::new(text);
+    let loaded = given.load(&[], Flags::default()).expect("it is good");
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+    let config = loaded.config;
+    assert_eq!(config.replicas.len(), 2);
+    assert!(config.replicas[0].weight > config.replicas[1].weight);
+    assert_eq!(config.policy.heartbeat_timeout, Duration::from_secs(1), "fast");
+}
+
+#[test]
 fn the_example_mentions_every_key_in_its_section() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/example.toml");
     let text = fs::read_to_string(path).expect("it is there");

@@ -3,6 +3,8 @@
 //! The rig stands in for Active-Active Redis; applications are raw sockets here (redis-py drives the demo).
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#[path = "e2e/contract.rs"]
+mod contract;
 #[path = "e2e/failover.rs"]
 mod failover;
 #[path = "e2e/hostile.rs"]

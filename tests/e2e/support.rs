@@ -170,18 +170,36 @@ impl Sidecar {
 
     /// `GET path`: the body.
     pub(crate) async fn get(&self, path: &str) -> String {
-        let got = tokio::time::timeout(PATIENCE, self.get_patiently(path)).await;
-        got.expect("the admin server answers")
+        self.http("GET", path, "").await.1
     }
 
-    async fn get_patiently(&self, path: &str) -> String {
+    /// `POST path` with a JSON body: the answer's body, as an error unless it is 200.
+    pub(crate) async fn post(&self, path: &str, body: &str) -> Result<String, String> {
+        match self.http("POST", path, body).await {
+            (head, body) if head.starts_with("HTTP/1.1 200 ") => Ok(body),
+            (_, body) => Err(body),
+        }
+    }
+
+    /// One request: the answer's head and body.
+    async fn http(&self, method: &str, path: &str, body: &str) -> (String, String) {
         let host = self.admin.trim_start_matches("http://");
-        let mut stream = TcpStream::connect(host).await.expect("the admin server listens");
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.expect("asks");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.expect("answers");
-        answer.split_once("\r\n\r\n").expect("a body").1.to_owned()
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let exchange = async {
+            let mut stream = TcpStream::connect(host).await.expect("the admin server listens");
+            stream.write_all(request.as_bytes()).await.expect("asks");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.expect("answers");
+            answer
+        };
+        let answer = tokio::time::timeout(PATIENCE, exchange).await;
+        let answer = answer.expect("the admin server answers");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a body");
+        (head.to_owned(), body.to_owned())
     }
 
     /// The sum of a counter over its labels.
