@@ -33,6 +33,9 @@ use crate::monitor::Monitor;
 /// How often the file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// Keys that may have changed without being written anywhere.
+const OF_THE_PROFILE: [&str; 2] = ["detection.connect_timeout", "detection.response_timeout"];
+
 /// Keeps the configuration that is in force.
 pub(super) struct Reload {
     pub(super) sources: Sources,
@@ -125,7 +128,10 @@ impl Reload {
             .map(|change| change.key.as_str())
             .collect();
         if !fixed.is_empty() {
-            let text = format!("cannot change without a restart: {}", fixed.join(", "));
+            let mut text = format!("cannot change without a restart: {}", fixed.join(", "));
+            if fixed.iter().any(|key| OF_THE_PROFILE.contains(key)) {
+                text += " (detection.profile sets the time-outs that are not given)";
+            }
             return Err(vec![text]);
         }
         self.level

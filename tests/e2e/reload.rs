@@ -117,6 +117,16 @@ async fn what_cannot_be_taken_over_changes_nothing_and_is_said_at_once() {
     assert_eq!(reloads(&sidecar, "refused").await, 2.0);
     assert_eq!(reloads(&sidecar, "applied").await, 0.0);
 
+    // A profile is more than the keys that can change.
+    std::fs::write(sidecar.config(), good.replace("\"balanced\"", "\"fast\"")).unwrap();
+    sidecar.signal("HUP");
+    let named = "detection.connect_timeout, detection.response_timeout (detection.profile sets";
+    let refused = sidecar.wait_log(named, refused + 1).await;
+    sidecar
+        .wait_log("the configuration stays as it was", refused)
+        .await;
+    assert_eq!(reloads(&sidecar, "refused").await, 3.0);
+
     // The file that is in force again: nothing to do, and the log's level can follow.
     std::fs::write(sidecar.config(), &good).unwrap();
     sidecar.signal("HUP");
