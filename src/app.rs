@@ -73,6 +73,8 @@ pub fn run(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Error> 
     let system = |what| move |source| Error::System { what, source };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        // Looking at the configuration's file every second would otherwise keep alive every thread that ever resolved a name.
+        .thread_keep_alive(Duration::from_millis(100))
         .build()
         .map_err(system("cannot start the control plane's runtime"))?;
     runtime.block_on(serve(loaded, sources, level))
