@@ -43,8 +43,8 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
         );
         let (a_is, b_is) = (a.credentials.as_ref(), b.credentials.as_ref());
         note("username", a_is.and_then(user) == b_is.and_then(user));
-        // The file's content, or what the url says.
-        note("password", a_is.map(password) == b_is.map(password));
+        // Of the file's content, or of the url.
+        note("password_file", a_is.map(password) == b_is.map(password));
         if let (Some(a), Some(b)) = (&a.tls, &b.tls) {
             note("tls", a == b);
         }
