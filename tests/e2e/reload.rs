@@ -72,6 +72,52 @@ async fn a_replaced_file_is_noticed_and_new_timing_holds_without_a_false_alarm()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_slower_pace_is_not_taken_for_silence() {
+    let rig = two_regions().await;
+    let sidecar = Sidecar::start(&rig, "fast", "").await;
+    sidecar
+        .wait("both in sync", |s| {
+            (0..2).all(|r| s["replicas"][r]["fitness"] == "in_sync")
+        })
+        .await;
+    let before = sidecar.status().await;
+    let slower = edited(
+        &sidecar,
+        "profile = \"fast\"",
+        "profile = \"fast\"\nheartbeat_interval = \"2s\"\nheartbeat_timeout = \"15s\"\nprobe_interval = \"3s\"",
+    );
+    std::fs::write(sidecar.config(), slower).unwrap();
+    sidecar.signal("HUP");
+    sidecar.wait_log("the configuration has changed", 0).await;
+    // Two beats that are further apart than the old windows are wide.
+    let last = std::cell::Cell::new(u64::MAX);
+    sidecar
+        .wait("the slow pace", |s| {
+            let heard = s["replicas"][1]["links"][0]["last_heard_ms"].as_u64().unwrap();
+            heard.saturating_sub(last.replace(heard)) > 1500
+        })
+        .await;
+    let after = sidecar.status().await;
+    assert_eq!(after["epoch"], before["epoch"], "nothing moved: {after:#}");
+    for replica in 0..2 {
+        let (now, then) = (&after["replicas"][replica], &before["replicas"][replica]);
+        assert_eq!(
+            (&now["health"], &now["since"]),
+            (&then["health"], &then["since"]),
+            "no alarm: {after:#}"
+        );
+        assert!(
+            now["links"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .all(|link| link["up"] == true),
+            "{after:#}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_taken_over_changes_nothing_and_is_said_at_once() {
     let rig = two_regions().await;
     let sidecar = Sidecar::start(&rig, "balanced", "").await;
