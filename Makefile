@@ -15,7 +15,7 @@ help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 .PHONY: parts
-parts: ## Install the servers that tests and demo need (Debian, Ubuntu)
+parts: ## Install what tests and demo need (Debian, Ubuntu)
 	@command -v cargo >/dev/null || { echo "install Rust first: https://rustup.rs" >&2; exit 1; }
 	@missing=""; for part in $(PARTS); do \
 	  command -v "$${part%%=*}" >/dev/null || missing="$$missing $${part##*=}"; done; \
@@ -24,14 +24,14 @@ parts: ## Install the servers that tests and demo need (Debian, Ubuntu)
 	  command -v apt-get >/dev/null || { echo "install these first (this system has no apt-get):$$missing" >&2; exit 1; }; \
 	  sudo=""; [ "$$(id -u)" = 0 ] || sudo=sudo; \
 	  echo "installing:$$missing"; \
-	  $$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+	  $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
 
 .PHONY: nextest
 nextest: parts
 	@cargo nextest --version >/dev/null 2>&1 || cargo install --locked cargo-nextest
 
 .venv/ok: tests/support/requirements.txt | parts
-	@python3 -m venv .venv 2>/dev/null || { echo "install python3-venv first" >&2; exit 1; }
+	@python3 -m venv .venv
 	@.venv/bin/pip install -q --disable-pip-version-check -r $<
 	@touch $@
 

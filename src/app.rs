@@ -12,12 +12,16 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
-use crate::config::Config;
+use crate::cli::logging::Level;
+use crate::config::{Config, Listener, Loaded, Sources};
 use crate::decision::Member;
 use crate::dial::{DialError, Dialer};
 use crate::metrics::Metrics;
 use crate::proxy::{self, Proxy, Stop};
 use crate::{admin, control, monitor};
+
+mod descriptors;
+mod reload;
 
 /// How long sessions may take to finish what they have sent, after the first signal.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -60,21 +64,26 @@ pub enum Error {
     Metrics(#[from] prometheus::Error),
 }
 
-/// Runs the sidecar until a signal ends it and it has drained.
+/// Runs the sidecar until a signal ends it and it has drained. On SIGHUP, or when the file changes, `sources` are loaded
+/// anew; `level` changes the running log's.
 ///
 /// # Errors
 /// When it could not start.
-pub fn run(config: Config) -> Result<(), Error> {
+pub fn run(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Error> {
     let system = |what| move |source| Error::System { what, source };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        // Looking at the configuration's file every second would otherwise keep alive every thread that ever resolved a name.
+        .thread_keep_alive(Duration::from_millis(100))
         .build()
         .map_err(system("cannot start the control plane's runtime"))?;
-    runtime.block_on(serve(config))
+    runtime.block_on(serve(loaded, sources, level))
 }
 
-async fn serve(config: Config) -> Result<(), Error> {
+async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Error> {
     let system = |what| move |source| Error::System { what, source };
+    let Loaded { config, text, .. } = loaded;
+    let hangup = signal(SignalKind::hangup()).map_err(system("cannot wait for SIGHUP"))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(system("cannot wait for SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("cannot wait for SIGINT"))?;
 
@@ -101,7 +110,10 @@ async fn serve(config: Config) -> Result<(), Error> {
     let (routes, route) = watch::channel(None);
     let (feedback, from_workers) = mpsc::unbounded_channel();
     let settings = proxy::Settings {
-        listener: config.listener.clone(),
+        listener: Listener {
+            max_clients: descriptors::room_for(config.listener.max_clients),
+            ..config.listener.clone()
+        },
         upstream: config.upstream.clone(),
         hold: config.hold.clone(),
         replicas: replicas.clone(),
@@ -119,21 +131,21 @@ async fn serve(config: Config) -> Result<(), Error> {
             dialer: dialer.clone(),
         })
         .collect();
-    let monitor = monitor::Monitor::spawn(
+    let pace = pace(&config);
+    let monitor = Arc::new(monitor::Monitor::spawn(
         &targets,
         monitor::Settings {
             prefix: config.detection.channel_prefix.clone(),
             identity: monitor::Identity::generate(),
-            heartbeat_interval: config.policy.heartbeat_interval,
-            probe_interval: config.policy.probe_interval,
-            connect_timeout: config.upstream.connect_timeout,
-            answer_timeout: config
-                .upstream
-                .connect_timeout
-                .min(config.policy.heartbeat_timeout),
+            heartbeat_interval: pace.heartbeat_interval,
+            probe_interval: pace.probe_interval,
+            connect_timeout: pace.connect_timeout,
+            answer_timeout: pace.answer_timeout,
         },
         inputs,
-    );
+    ));
+    let (policies, new_policies) = watch::channel(config.policy.clone());
+    let fencing = Arc::clone(&monitor);
     let (shutdown, stopped) = watch::channel(false);
     let (control, governing) = control::spawn(
         control::Setup {
@@ -154,8 +166,9 @@ async fn serve(config: Config) -> Result<(), Error> {
         control::Wires {
             inputs: evidence,
             feedback: from_workers,
+            policies: new_policies,
             routes,
-            publish_fence: Box::new(move |id, on| monitor.publish_fence(id, on)),
+            publish_fence: Box::new(move |id, on| fencing.publish_fence(id, on)),
             metrics: Arc::clone(&metrics),
             shutdown: stopped.clone(),
         },
@@ -171,7 +184,7 @@ async fn serve(config: Config) -> Result<(), Error> {
         replicas: config.replicas.iter().map(|r| Arc::clone(&r.name)).collect(),
         limits: admin::Limits::default(),
     };
-    let mut server_stopped = stopped;
+    let mut server_stopped = stopped.clone();
     let admin_address = server
         .listener
         .local_addr()
@@ -188,13 +201,36 @@ async fn serve(config: Config) -> Result<(), Error> {
     }
     tracing::info!(address = %admin_address, "listening for operators");
 
+    let reloading = reload::Reload {
+        sources,
+        config,
+        level,
+        monitor,
+        policies,
+        metrics,
+    };
+    let reloading = tokio::spawn(reloading.run(text, hangup, stopped));
+
     either(&mut terminate, &mut interrupt).await;
     tracing::info!("ending: sessions finish what they have sent; a second signal ends them at once");
     readiness.draining();
     drain(&proxy, &mut terminate, &mut interrupt).await;
     shutdown.send_replace(true);
-    let _ = tokio::join!(serving, governing);
+    let _ = tokio::join!(serving, governing, reloading);
     Ok(())
+}
+
+/// The monitor's pace under `config`.
+fn pace(config: &Config) -> monitor::Pace {
+    monitor::Pace {
+        heartbeat_interval: config.policy.heartbeat_interval,
+        probe_interval: config.policy.probe_interval,
+        connect_timeout: config.upstream.connect_timeout,
+        answer_timeout: config
+            .upstream
+            .connect_timeout
+            .min(config.policy.heartbeat_timeout),
+    }
 }
 
 async fn either(terminate: &mut Signal, interrupt: &mut Signal) {

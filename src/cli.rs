@@ -119,7 +119,8 @@ Examples:
 Every key of the file can also be set in the environment: listener.bind is PULSEGATE_LISTENER__BIND, the url of the \
 second replica is PULSEGATE_REPLICA__1__URL. Flags win over the environment, the environment over the file.
 
-SIGTERM or SIGINT drains and stops; a second one stops at once.";
+SIGTERM or SIGINT drains and stops; a second one stops at once. SIGHUP, or a change of the file, loads the \
+configuration anew, all or nothing.";
 
 const CHECK_EXAMPLES: &str = "\
 Examples:

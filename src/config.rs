@@ -23,6 +23,7 @@ use crate::decision::Policy;
 use crate::replica::Replica;
 
 mod assemble;
+mod changes;
 mod env;
 mod flags;
 mod problem;
@@ -35,6 +36,7 @@ mod url;
 mod value;
 mod walk;
 
+pub use changes::{Change, changes};
 pub use flags::Flags;
 pub use problem::{Origin, Problem, Problems};
 pub(crate) use value::shown_size;
@@ -57,6 +59,8 @@ pub struct Loaded {
     pub config: Config,
     /// What works, but perhaps not as wished.
     pub warnings: Vec<Problem>,
+    /// The file as it was read, if one was named: what a later change of it is noticed by.
+    pub text: Option<String>,
 }
 
 /// Reads and checks a configuration.
@@ -68,6 +72,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
     let mut warnings = Vec::new();
     let mut root = tree::Table::new();
     let mut whole = Origin::Nowhere;
+    let mut read = None;
     if let Some(path) = &sources.file {
         let path: Arc<Path> = Arc::from(path.as_path());
         whole = Origin::File {
@@ -75,7 +80,10 @@ pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
             line: None,
         };
         match read_file(&path) {
-            Ok(text) => root = tree::from_toml(&text, &path, &mut problems),
+            Ok(text) => {
+                root = tree::from_toml(&text, &path, &mut problems);
+                read = Some(text);
+            }
             Err(text) => problems.push(Problem {
                 origin: whole.clone(),
                 subject: String::new(),
@@ -101,7 +109,11 @@ pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
         loaded = Some(assemble::assemble(&mut findings));
     }
     match loaded {
-        Some(config) if problems.is_empty() => Ok(Loaded { config, warnings }),
+        Some(config) if problems.is_empty() => Ok(Loaded {
+            config,
+            warnings,
+            text: read,
+        }),
         _ => {
             problems.sort_by(|a, b| a.origin.cmp(&b.origin));
             problems.dedup();
@@ -192,7 +204,7 @@ pub enum UpstreamMode {
 }
 
 /// How links behave.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Upstream {
     /// `upstream.mode`
     pub mode: UpstreamMode,
@@ -212,7 +224,7 @@ pub struct Detection {
 }
 
 /// Bounds of the hold.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Hold {
     /// Longest wait of one command.
     pub timeout: Duration,

@@ -80,6 +80,8 @@ pub struct Wires {
     pub inputs: mpsc::Receiver<Input>,
     /// From all workers. Unbounded, so that a worker never waits for control; workers limit its rate themselves.
     pub feedback: mpsc::UnboundedReceiver<Feedback>,
+    /// Policies that replace [`Setup::policy`] while running.
+    pub policies: watch::Receiver<Policy>,
     /// To the workers; `None` until the first route.
     pub routes: watch::Sender<Option<Route>>,
     /// To the monitor.
@@ -134,6 +136,7 @@ pub fn spawn(setup: Setup, wires: Wires) -> (Handle, JoinHandle<()>) {
     let sources = Sources {
         inputs: wires.inputs,
         feedback: wires.feedback,
+        policies: wires.policies,
         asks,
         saved,
         shutdown: wires.shutdown,

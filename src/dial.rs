@@ -26,6 +26,7 @@ mod tests;
 mod tls;
 
 pub use stream::Stream;
+pub use tls::tls_alert;
 
 /// Idle time after which the kernel begins to probe a connection.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);

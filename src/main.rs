@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use pulsegate::cli::{self, Cli, Command, ConfigArgs, Exit, Failure, logging};
-use pulsegate::config::Loaded;
 use pulsegate::{app, config};
 
 fn main() -> ExitCode {
@@ -27,11 +26,11 @@ fn main() -> ExitCode {
 /// Serves until a signal says stop; returns once everything is drained.
 fn run(args: ConfigArgs) -> Result<(), Failure> {
     let sources = args.sources(std::env::vars_os());
-    let Loaded { config, warnings } = config::load(&sources)?;
-    logging::start(&config.log)?;
-    for warning in warnings {
+    let loaded = config::load(&sources)?;
+    let level = logging::start(&loaded.config.log)?;
+    for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
     // What the app fails with is the system's refusal: the configuration was good.
-    app::run(config).map_err(|error| Failure::new(Exit::Os, error.to_string()))
+    app::run(loaded, sources, level).map_err(|error| Failure::new(Exit::Os, error.to_string()))
 }

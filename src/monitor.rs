@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::decision::Input;
 use crate::dial::Dialer;
@@ -69,10 +69,24 @@ pub struct Settings {
     pub answer_timeout: Duration,
 }
 
+/// How often, and how long: what may change while the monitor runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pace {
+    /// As in [`Settings`].
+    pub heartbeat_interval: Duration,
+    /// As in [`Settings`].
+    pub probe_interval: Duration,
+    /// As in [`Settings`].
+    pub connect_timeout: Duration,
+    /// As in [`Settings`].
+    pub answer_timeout: Duration,
+}
+
 /// What the tasks of all replicas share.
 #[derive(Debug)]
 struct Common {
-    settings: Settings,
+    identity: Identity,
+    pace: watch::Receiver<Pace>,
     channels: Channels,
     inputs: mpsc::Sender<Input>,
     ignored: Arc<Ignored>,
@@ -81,6 +95,11 @@ struct Common {
 }
 
 impl Common {
+    /// The pace as of now.
+    fn pace(&self) -> Pace {
+        *self.pace.borrow()
+    }
+
     /// Hands `input` to control. Waits when control is behind: evidence is never dropped, only late.
     async fn report(&self, input: Input) {
         // A closed channel means that the process is ending; the tasks end with the `Monitor`.
@@ -121,6 +140,7 @@ impl Ignored {
 /// The running monitor. Dropping it ends its tasks and closes its connections.
 #[derive(Debug)]
 pub struct Monitor {
+    pace: watch::Sender<Pace>,
     fences: Vec<(ReplicaId, watch::Sender<Option<u64>>)>,
     ignored: Arc<Ignored>,
     _tasks: JoinSet<()>,
@@ -135,8 +155,15 @@ impl Monitor {
             &settings.identity,
             targets.iter().map(|target| (target.id, &*target.name)),
         );
+        let (pace, paces) = watch::channel(Pace {
+            heartbeat_interval: settings.heartbeat_interval,
+            probe_interval: settings.probe_interval,
+            connect_timeout: settings.connect_timeout,
+            answer_timeout: settings.answer_timeout,
+        });
         let common = Arc::new(Common {
-            settings,
+            identity: settings.identity,
+            pace: paces,
             channels,
             inputs,
             ignored: Arc::clone(&ignored),
@@ -163,10 +190,16 @@ impl Monitor {
             tasks.spawn(ear::Ear::new(Arc::clone(&common), target, reach).run());
         }
         Monitor {
+            pace,
             fences,
             ignored,
             _tasks: tasks,
         }
+    }
+
+    /// From now on at this pace; connections stay.
+    pub fn set_pace(&self, pace: Pace) {
+        self.pace.send_replace(pace);
     }
 
     /// Publishes the fence `id` on every shard of `on`; [`Input::FenceHeard`] says where it arrives. Without a
@@ -182,6 +215,20 @@ impl Monitor {
     /// Counts of messages that were no evidence.
     pub fn ignored(&self) -> &Arc<Ignored> {
         &self.ignored
+    }
+}
+
+/// Ticks that a lost connection delays are made up for by one tick at once, not by a burst.
+fn every(period: Duration) -> Interval {
+    let mut due = tokio::time::interval(period);
+    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    due
+}
+
+/// Resolves at each change of the pace; never when the monitor is gone, since its tasks end with it.
+async fn pace_changed(pace: &mut watch::Receiver<Pace>) {
+    if pace.changed().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -968,6 +968,141 @@ fn the_example_sets_nothing_but_defaults() {
     assert_eq!(format!("{example:#?}"), format!("{minimal:#?}"));
 }
 
+/// Keys that change nothing by themselves: the first only permits, the others are equal in what they mean today, and
+/// the profile stands for the keys that it sets.
+const WITHOUT_EFFECT: &[&str] = &["listener.allow_open", "replica.topology", "detection.profile"];
+
+/// A value for each key that is not the base's.
+const OTHER_VALUES: &[(&str, &str)] = &[
+    ("listener.bind", "127.0.0.1:7001"),
+    ("listener.max_clients", "77"),
+    ("listener.workers", "3"),
+    ("replica.name", "other"),
+    ("replica.url", "rediss://elsewhere:1"),
+    ("replica.weight", "7"),
+    ("replica.username", "somebody"),
+    ("replica.password_file", "{folder}/second"),
+    ("replica.tls.ca", "{folder}/second"),
+    ("replica.tls.cert", "{folder}/second"),
+    ("replica.tls.key", "{folder}/second"),
+    ("replica.tls.server_name", "other.example"),
+    ("detection.heartbeat_interval", "70ms"),
+    ("detection.heartbeat_timeout", "7s"),
+    ("detection.probe_interval", "70ms"),
+    ("detection.connect_timeout", "70ms"),
+    ("detection.connect_failures", "7"),
+    ("detection.response_timeout", "7s"),
+    ("detection.channel_prefix", "other"),
+    ("failover.fence", "70ms"),
+    ("failover.on_fence_timeout", "proceed"),
+    ("failover.dwell", "7s"),
+    ("failover.on_isolated", "leave"),
+    ("failback.mode", "manual"),
+    ("failback.grace", "7s"),
+    ("failback.lag_tolerance", "7s"),
+    ("hold.timeout", "7s"),
+    ("hold.max_commands", "7"),
+    ("hold.max_bytes", "7KiB"),
+    ("admin.bind", "127.0.0.1:7002"),
+    ("admin.token_file", "{folder}/second"),
+    ("admin.state_file", "{folder}/state"),
+    ("log.format", "json"),
+    ("log.level", "debug"),
+];
+
+/// A reload that overlooks a key would say that all is as before.
+#[test]
+fn every_key_that_differs_is_noticed() {
+    let given = Given::new("");
+    let first = given.beside("first", b"1");
+    given.beside("second", b"2");
+    let folder = given.folder.path().to_str().expect("UTF-8").to_owned();
+    let base = [
+        "replica.password_file",
+        "replica.tls.ca",
+        "replica.tls.cert",
+        "replica.tls.key",
+        "admin.token_file",
+    ];
+    let load = |key: &str, value: &str| {
+        let mut vars: Vec<(String, String)> = base
+            .iter()
+            .map(|key| (config::environment_name(key, 0), first.clone()))
+            .collect();
+        vars.push(("PULSEGATE_REPLICA__0__URL".to_owned(), "rediss://a:1".to_owned()));
+        vars.push(("PULSEGATE_REPLICA__0__NAME".to_owned(), "a".to_owned()));
+        vars.push(("PULSEGATE_REPLICA__0__USERNAME".to_owned(), "u".to_owned()));
+        if !key.is_empty() {
+            let name = config::environment_name(key, 0);
+            vars.retain(|(known, _)| *known != name);
+            vars.push((name, value.replace("{folder}", &folder)));
+        }
+        let loaded = config::load(&Sources {
+            file: None,
+            environment: vars
+                .into_iter()
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect(),
+            flags: Flags::default(),
+        });
+        loaded
+            .unwrap_or_else(|problems| panic!("{key}: {problems}"))
+            .config
+    };
+    let before = load("", "");
+    assert_eq!(config::changes(&before, &load("", "")), []);
+    for (key, value) in OTHER_VALUES {
+        let found = config::changes(&before, &load(key, value));
+        let shown = key.replace("replica.", "replica[0].");
+        let shown = if shown.contains(".tls.") {
+            "replica[0].tls"
+        } else {
+            &shown
+        };
+        let keys: Vec<&str> = found.iter().map(|change| change.key.as_str()).collect();
+        assert_eq!(keys, [shown], "{key} = {value}");
+        let live = key.starts_with("failover.")
+            || key.starts_with("failback.")
+            || *key == "log.level"
+            || [
+                "detection.heartbeat_interval",
+                "detection.heartbeat_timeout",
+                "detection.probe_interval",
+                "detection.connect_failures",
+            ]
+            .contains(key);
+        assert_eq!(found[0].live, live, "{key}");
+    }
+    // What was not tried above is not built: a value of it would be refused.
+    for key in config::keys() {
+        let tried = OTHER_VALUES.iter().any(|(known, _)| *known == key);
+        if !tried && !WITHOUT_EFFECT.contains(&key) {
+            let name = config::environment_name(key, 0);
+            let refused = Given::new(REPLICAS).load(&[(name.as_str(), "true")], Flags::default());
+            let refused = refused.map(|_| ()).expect_err(key).to_string();
+            assert!(
+                refused.contains("not built") || key == "replica.tls.insecure_skip_verify",
+                "{key}: {refused}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_readmes_five_lines_are_a_configuration() {
+    let readme = include_str!("../README.md");
+    let (_, rest) = readme.split_once("```toml\n").expect("README.md has one");
+    let (text, _) = rest.split_once("```").expect("it ends");
+    assert_eq!(text.lines().count(), 5);
+    let given = Given::new(text);
+    let loaded = given.load(&[], Flags::default()).expect("it is good");
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+    let config = loaded.config;
+    assert_eq!(config.replicas.len(), 2);
+    assert!(config.replicas[0].weight > config.replicas[1].weight);
+    assert_eq!(config.policy.heartbeat_timeout, Duration::from_secs(1), "fast");
+}
+
 #[test]
 fn the_example_mentions_every_key_in_its_section() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/example.toml");

@@ -3,17 +3,25 @@
 //! The rig stands in for Active-Active Redis; applications are raw sockets, and redis-py.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#[path = "e2e/contract.rs"]
+mod contract;
 #[path = "e2e/failover.rs"]
 mod failover;
 #[path = "e2e/hostile.rs"]
 mod hostile;
+#[path = "e2e/limits.rs"]
+mod limits;
 #[path = "e2e/planned.rs"]
 mod planned;
 #[path = "support/python.rs"]
 mod python;
 #[path = "e2e/redis_py.rs"]
 mod redis_py;
+#[path = "e2e/reload.rs"]
+mod reload;
 #[path = "e2e/support.rs"]
 mod support;
+#[path = "e2e/tls.rs"]
+mod tls;
 #[path = "e2e/transparent.rs"]
 mod transparent;

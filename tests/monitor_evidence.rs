@@ -622,7 +622,10 @@ async fn a_peer_that_is_no_redis_is_told_and_left_in_peace() {
     let (port, accepted) = impostor(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
     let mut watch = Watch::start(&[target(A, port, None)], settings());
     watch
-        .until("a refusal", rejected(A, ProbeKind::Ping, "PROTOCOL"))
+        .until(
+            "a refusal",
+            rejected(A, ProbeKind::Ping, "something that is no Redis reply"),
+        )
         .await;
     watch.during(Duration::from_secs(1)).await;
     let accepted = accepted.load(Ordering::Relaxed);

@@ -99,6 +99,7 @@ impl Sidecar {
         let (workers, feedback) = mpsc::unbounded_channel();
         let (published, routes) = watch::channel(None);
         let (stop, shutdown) = watch::channel(false);
+        let policies = watch::channel(policy.clone()).1;
         let setup = Setup {
             policy,
             members,
@@ -108,6 +109,7 @@ impl Sidecar {
         let wires = Wires {
             inputs,
             feedback,
+            policies,
             routes: published,
             publish_fence: Box::new(move |id, on| monitor.publish_fence(id, on)),
             metrics: Metrics::new(&replicas, 1).unwrap(),

@@ -11,7 +11,7 @@ use crate::replica::Replica;
 
 /// Checks, prints and, when `connect`, tries every replica.
 pub(super) async fn check(sources: &Sources, connect: bool) -> Result<(), Failure> {
-    let Loaded { config, warnings } = config::load(sources)?;
+    let Loaded { config, warnings, .. } = config::load(sources)?;
     for warning in &warnings {
         super::warn(&warning.to_string());
     }

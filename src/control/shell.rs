@@ -11,7 +11,7 @@ use super::report::{self, Report, Severity};
 use super::status::{EventRecord, Status};
 use super::view::{self, Anchor, Names};
 use super::{Ask, PublishFence};
-use crate::decision::{Engine, Event, Input, Output, PassiveEvidence, Request, RouteOrder};
+use crate::decision::{Engine, Event, Input, Output, PassiveEvidence, Policy, Request, RouteOrder};
 use crate::metrics::Metrics;
 use crate::route::{Epoch, Feedback, LinkEvidence, Route};
 
@@ -37,6 +37,7 @@ pub(super) enum Wake {
     Saved(Result<(), String>),
     Feedback(Feedback),
     Input(Input),
+    Policy(Policy),
     /// A timer is due.
     Due,
 }
@@ -45,6 +46,7 @@ pub(super) enum Wake {
 pub(super) struct Sources {
     pub(super) inputs: mpsc::Receiver<Input>,
     pub(super) feedback: mpsc::UnboundedReceiver<Feedback>,
+    pub(super) policies: watch::Receiver<Policy>,
     pub(super) asks: mpsc::Receiver<Ask>,
     /// Outcomes of writing the state file, when there is one.
     pub(super) saved: Option<mpsc::UnboundedReceiver<Result<(), String>>>,
@@ -72,6 +74,7 @@ impl Sources {
             () = stop => Wake::Stop,
             Some(ask) = self.asks.recv() => Wake::Ask(ask),
             Some(outcome) = saved(&mut self.saved) => Wake::Saved(outcome),
+            Ok(()) = self.policies.changed() => Wake::Policy(self.policies.borrow_and_update().clone()),
             Some(feedback) = self.feedback.recv() => Wake::Feedback(feedback),
             Some(input) = self.inputs.recv() => Wake::Input(input),
             () = tokio::time::sleep_until(due.into()) => Wake::Due,
@@ -207,6 +210,7 @@ impl Control {
                 self.asks.open.insert(id, (answer, about_pin));
                 self.engine.observe(Input::Operator { id, request }, now);
             }
+            Wake::Policy(policy) => self.engine.set_policy(policy, now),
             Wake::Saved(outcome) => self.saved(&outcome),
         }
         self.carry_out(now);

@@ -61,6 +61,7 @@ struct World {
     fences: Arc<Mutex<Vec<(u64, ReplicaId)>>>,
     metrics: Arc<Metrics>,
     shutdown: watch::Sender<bool>,
+    policies: watch::Sender<Policy>,
     events: broadcast::Receiver<Arc<EventRecord>>,
 }
 
@@ -80,6 +81,7 @@ impl World {
         let (feedback, from_workers) = mpsc::unbounded_channel();
         let (to_workers, routes) = watch::channel(None);
         let (shutdown, stopping) = watch::channel(false);
+        let (policies, new_policies) = watch::channel(policy());
         let fences = Arc::new(Mutex::new(Vec::new()));
         let published = Arc::clone(&fences);
         let metrics = Metrics::new(&replicas, 2).unwrap();
@@ -92,6 +94,7 @@ impl World {
         let wires = Wires {
             inputs: from_monitor,
             feedback: from_workers,
+            policies: new_policies,
             routes: to_workers,
             publish_fence: Box::new(move |id, on| published.lock().unwrap().push((id, on))),
             metrics: Arc::clone(&metrics),
@@ -108,6 +111,7 @@ impl World {
             fences,
             metrics,
             shutdown,
+            policies,
             events,
         }
     }
@@ -321,6 +325,35 @@ async fn evidence_of_the_data_plane_counts() {
     let local = &status.replicas[0];
     assert_eq!((&*local.name, &*local.health), ("local", "down"));
     assert!(local.reason.contains("refused"), "{}", local.reason);
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_policy_governs_from_then_on() {
+    let mut world = World::start(None);
+    let feeding = world.feed(&[A, B]);
+    let settled = world.settled().await;
+    let patient = Policy {
+        heartbeat_timeout: Duration::from_secs(20),
+        ..policy()
+    };
+    world.policies.send_replace(patient);
+    feeding.abort();
+    world.feed(&[B]);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(
+        world.routes.borrow().as_ref(),
+        Some(&settled),
+        "silent for less than the new window"
+    );
+    world.policies.send_replace(policy());
+    let began = Instant::now();
+    world.route(|route| route.write == B).await;
+    assert!(
+        began.elapsed() < Duration::from_millis(50),
+        "{:?}",
+        began.elapsed()
+    );
     world.stop().await;
 }
 

@@ -187,6 +187,17 @@ impl Engine {
         self.outputs.pop_front()
     }
 
+    /// Goes on under `policy`. Evidence keeps its age, so windows that shrink below the pace at which it came make it
+    /// look old: the caller widens them before evidence comes slower, and narrows them only once it comes faster.
+    pub fn set_policy(&mut self, policy: Policy, now: Instant) {
+        let now = self.enter(now);
+        self.windows = Windows::new(&policy);
+        self.links.set_tolerance(policy.lag_tolerance);
+        self.policy = policy;
+        self.refresh(now);
+        self.conclude(now);
+    }
+
     /// The layout of `replica` changed to `count` shards (zero counts as one): its evidence by shard starts again,
     /// without an alarm, and a fence that was crossing the old layout is called off.
     pub fn set_shards(&mut self, replica: ReplicaId, count: u16) {

@@ -105,6 +105,11 @@ pub(super) struct Links {
 }
 
 impl Links {
+    /// Lag is judged by this from the next heartbeat on.
+    pub(super) fn set_tolerance(&mut self, lag_tolerance: Duration) {
+        self.lag_tolerance = lag_tolerance;
+    }
+
     pub(super) fn new(shards: &[usize], lag_tolerance: Duration, now: Moment) -> Links {
         let row = vec![Link::new(now); shards.len()];
         Links {

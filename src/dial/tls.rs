@@ -1,5 +1,6 @@
 //! TLS towards replicas: certificate files into a rustls configuration, and rustls' errors into words.
 
+use std::error::Error;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -78,10 +79,10 @@ fn incomplete(path: &Path, cause: &str) -> DialError {
 }
 
 fn file_error(path: &Path, error: &rustls::pki_types::pem::Error) -> DialError {
-    use rustls::pki_types::pem::Error;
+    use rustls::pki_types::pem;
     let cause = match error {
-        Error::Io(error) => error.to_string(),
-        Error::NoItemsFound => "no such PEM section in the file".to_owned(),
+        pem::Error::Io(error) => error.to_string(),
+        pem::Error::NoItemsFound => "no such PEM section in the file".to_owned(),
         other => other.to_string(),
     };
     incomplete(path, &cause)
@@ -123,6 +124,17 @@ fn authorities(own: Option<&Path>) -> Result<RootCertStore, DialError> {
         return Err(incomplete(path, "no usable certificate in the file"));
     }
     Ok(store)
+}
+
+/// What TLS says of a connection that failed after its handshake, if it was TLS that ended it. `error` may be an I/O
+/// error, or a shared one inside another crate's.
+pub fn tls_alert(error: &(dyn Error + 'static)) -> Option<String> {
+    let io = error.downcast_ref::<io::Error>().or_else(|| {
+        let shared = error.downcast_ref::<Arc<dyn Error + Send + Sync>>()?;
+        shared.downcast_ref::<io::Error>()
+    })?;
+    let tls = io.get_ref()?.downcast_ref::<rustls::Error>()?;
+    Some(tls.to_string())
 }
 
 /// The kind of a failed handshake, and its cause in words.

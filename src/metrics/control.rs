@@ -53,6 +53,7 @@ pub struct ControlMetrics {
     tilts: IntCounter,
     epoch: IntGauge,
     holding: IntGauge,
+    config_reloads: IntCounterVec,
 }
 
 impl ControlMetrics {
@@ -171,6 +172,12 @@ impl ControlMetrics {
                 r,
                 IntGauge::with_opts(opts("route_holding", "1 while the route makes commands wait."))?,
             )?,
+            config_reloads: counters(
+                r,
+                "config_reloads_total",
+                "Reloads of the configuration, by what became of them: applied or refused.",
+                &["result"],
+            )?,
             names,
         };
         metrics.start_at_zero();
@@ -180,6 +187,9 @@ impl ControlMetrics {
     fn start_at_zero(&self) {
         let shard = ShardId::ONLY.to_string();
         let startup = SwitchReason::Startup.word();
+        for applied in [true, false] {
+            self.config_reloads.with_label_values(&[reload_word(applied)]);
+        }
         for (index, to) in self.names.iter().enumerate() {
             let to = to.as_ref();
             self.active.with_label_values(&[to]);
@@ -308,11 +318,22 @@ impl ControlMetrics {
         self.tilt.set(i64::from(on));
     }
 
+    /// The configuration was loaded anew, and taken over (`applied`) or refused.
+    pub fn config_reloaded(&self, applied: bool) {
+        self.config_reloads
+            .with_label_values(&[reload_word(applied)])
+            .inc();
+    }
+
     /// The newest route.
     pub fn route(&self, epoch: u64, holding: bool) {
         self.epoch.set(i64::try_from(epoch).unwrap_or(i64::MAX));
         self.holding.set(i64::from(holding));
     }
+}
+
+fn reload_word(applied: bool) -> &'static str {
+    if applied { "applied" } else { "refused" }
 }
 
 fn probe_word(kind: ProbeKind) -> &'static str {

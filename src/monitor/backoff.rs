@@ -26,6 +26,11 @@ impl Backoff {
         }
     }
 
+    /// As [`Backoff::new`], for waits to come.
+    pub(super) fn set_probe_interval(&mut self, probe_interval: Duration) {
+        self.cap = probe_interval.min(LONGEST);
+    }
+
     /// How long to wait before the next attempt.
     pub(super) fn next(&mut self) -> Duration {
         let step = STEPS

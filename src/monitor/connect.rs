@@ -1,5 +1,7 @@
 //! From a dialled stream to a Redis connection, and from its errors to evidence.
 
+use std::collections::VecDeque;
+use std::error::Error;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,9 +13,12 @@ use redis::{AsyncConnectionConfig, ErrorKind, ProtocolVersion, RedisConnectionIn
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::{Settings, Target};
+use super::{Pace, Target};
 use crate::decision::ProbeFailure;
-use crate::dial::{DialError, DialErrorKind, Stream};
+use crate::dial::{self, DialError, Stream};
+
+/// What `/status` says that such a peer answered with.
+const NO_REDIS: &str = "something that is no Redis reply";
 
 /// A failure as evidence, and in words for the log.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -52,11 +57,11 @@ impl Failure {
 
 impl From<&DialError> for Failure {
     fn from(error: &DialError) -> Failure {
-        let evidence = match error.kind() {
-            DialErrorKind::Refused => ProbeFailure::Refused,
-            DialErrorKind::Timeout => ProbeFailure::Timeout,
-            DialErrorKind::Tls | DialErrorKind::Files => ProbeFailure::Rejected("TLS".to_owned()),
-            DialErrorKind::Other => ProbeFailure::Broken,
+        let evidence = match error {
+            DialError::Refused { .. } => ProbeFailure::Refused,
+            DialError::Timeout { .. } => ProbeFailure::Timeout,
+            DialError::Tls { cause, .. } | DialError::Files { cause, .. } => tls_error(cause),
+            DialError::Other { .. } => ProbeFailure::Broken,
         };
         Failure::new(evidence, error.to_string())
     }
@@ -66,7 +71,11 @@ impl From<&RedisError> for Failure {
     fn from(error: &RedisError) -> Failure {
         let rejected = |word: &str| ProbeFailure::Rejected(word.to_owned());
         match (error.kind(), error.code()) {
-            (ErrorKind::Io, _) => Failure::new(ProbeFailure::Broken, error.to_string()),
+            // With TLS 1.3 a server that rejects our certificate says so after the handshake.
+            (ErrorKind::Io, _) => match error.source().and_then(dial::tls_alert) {
+                Some(alert) => Failure::new(tls_error(&alert), error.to_string()),
+                None => Failure::new(ProbeFailure::Broken, error.to_string()),
+            },
             (_, Some(code)) => Failure {
                 evidence: rejected(code),
                 words: match error.detail() {
@@ -77,9 +86,14 @@ impl From<&RedisError> for Failure {
             },
             (ErrorKind::AuthenticationFailed, None) => Failure::new(rejected("AUTH"), error.to_string()),
             // Whatever listens there, it is no Redis.
-            (_, None) => Failure::new(rejected("PROTOCOL"), error.to_string()),
+            (_, None) => Failure::new(rejected(NO_REDIS), error.to_string()),
         }
     }
+}
+
+/// Shown in `/status` as what the replica answered with: nobody reads the log first.
+fn tls_error(cause: &str) -> ProbeFailure {
+    ProbeFailure::Rejected(format!("a TLS error ({cause})"))
 }
 
 /// A connection for commands, with the task that drives it.
@@ -119,10 +133,10 @@ pub(super) async fn within<T>(
     }
 }
 
-async fn dial(target: &Target, settings: &Settings) -> Result<Stream, Failure> {
+async fn dial(target: &Target, pace: Pace) -> Result<Stream, Failure> {
     target
         .dialer
-        .connect(settings.connect_timeout)
+        .connect(pace.connect_timeout)
         .await
         .map_err(|error| Failure::from(&error))
 }
@@ -134,13 +148,13 @@ fn info() -> RedisConnectionInfo {
 }
 
 /// Dials, and authenticates when the endpoint has credentials.
-pub(super) async fn commands(target: &Target, settings: &Settings) -> Result<Connection, Failure> {
-    let stream = dial(target, settings).await?;
+pub(super) async fn commands(target: &Target, pace: Pace) -> Result<Connection, Failure> {
+    let stream = dial(target, pace).await?;
     // No set-up through the library: it waits for an answer without a limit and hides the server's own words.
     let config = AsyncConnectionConfig::new().set_response_timeout(None);
     let info = info().set_skip_set_lib_name();
     let opened = MultiplexedConnection::new_with_config(&info, stream, config);
-    let (mut commands, driver) = within(settings.answer_timeout, "the connection's set-up", opened).await?;
+    let (mut commands, driver) = within(pace.answer_timeout, "the connection's set-up", opened).await?;
     let lost = Driver(tokio::spawn(driver));
 
     if let Some(credentials) = &target.dialer.endpoint().credentials {
@@ -149,14 +163,14 @@ pub(super) async fn commands(target: &Target, settings: &Settings) -> Result<Con
             auth.arg(username);
         }
         auth.arg(credentials.password.expose());
-        within(settings.answer_timeout, "AUTH", auth.exec_async(&mut commands)).await?;
+        within(pace.answer_timeout, "AUTH", auth.exec_async(&mut commands)).await?;
     }
     Ok(Connection { commands, lost })
 }
 
 /// Dials, authenticates, and turns the connection into one that listens.
-pub(super) async fn pubsub(target: &Target, settings: &Settings) -> Result<PubSub, Failure> {
-    let stream = dial(target, settings).await?;
+pub(super) async fn pubsub(target: &Target, pace: Pace) -> Result<PubSub, Failure> {
+    let stream = dial(target, pace).await?;
     let mut info = info();
     if let Some(credentials) = &target.dialer.endpoint().credentials {
         if let Some(username) = &credentials.username {
@@ -165,7 +179,7 @@ pub(super) async fn pubsub(target: &Target, settings: &Settings) -> Result<PubSu
         info = info.set_password(credentials.password.expose());
     }
     within(
-        settings.answer_timeout,
+        pace.answer_timeout,
         "the connection's set-up",
         PubSub::new(&info, stream),
     )
@@ -175,13 +189,16 @@ pub(super) async fn pubsub(target: &Target, settings: &Settings) -> Result<PubSu
 /// How long a failure that comes, goes and comes again in the same words is not logged again.
 const REPEAT_AFTER: Duration = Duration::from_secs(10);
 
+/// One fault may show itself in a few ways in turn: closed, broken pipe, timed out.
+const WORDINGS: usize = 4;
+
 /// Logs a failure once, not at every attempt, and the end of it.
 #[derive(Debug)]
 pub(super) struct Complaint {
     about: &'static str,
     replica: Arc<str>,
-    /// The newest failure that was logged, and when.
-    said: Option<(String, Instant)>,
+    /// The newest failures that were logged, each in words of its own, and when.
+    said: VecDeque<(String, Instant)>,
     failing: bool,
     /// The present failure was logged, so its end is to be logged too.
     announced: bool,
@@ -192,7 +209,7 @@ impl Complaint {
         Complaint {
             about,
             replica: Arc::clone(replica),
-            said: None,
+            said: VecDeque::new(),
             failing: false,
             announced: false,
         }
@@ -209,11 +226,15 @@ impl Complaint {
     fn is_news(&mut self, words: &str, now: Instant) -> bool {
         let known = self
             .said
-            .as_ref()
-            .is_some_and(|(said, at)| said == words && (self.failing || now - *at < REPEAT_AFTER));
+            .iter()
+            .any(|(said, at)| said == words && (self.failing || now - *at < REPEAT_AFTER));
         self.failing = true;
         if !known {
-            self.said = Some((words.to_owned(), now));
+            self.said.retain(|(said, _)| said != words);
+            if self.said.len() == WORDINGS {
+                self.said.pop_front();
+            }
+            self.said.push_back((words.to_owned(), now));
             self.announced = true;
         }
         !known
@@ -242,6 +263,7 @@ mod tests {
             "the same all the time"
         );
         assert!(complaint.is_news("timed out", start + hour));
+        assert!(!complaint.is_news("refused", start + hour), "the two in turn");
         complaint.works();
         assert!(!complaint.announced);
         let soon = start + hour + Duration::from_secs(9);
@@ -260,7 +282,7 @@ mod tests {
             ProbeFailure::Broken
         );
         let parse = RedisError::from((ErrorKind::Parse, "not RESP"));
-        assert_eq!(word(parse), ProbeFailure::Rejected("PROTOCOL".to_owned()));
+        assert_eq!(word(parse), ProbeFailure::Rejected(NO_REDIS.to_owned()));
         let auth = RedisError::from((ErrorKind::AuthenticationFailed, "wrong"));
         assert_eq!(word(auth), ProbeFailure::Rejected("AUTH".to_owned()));
         let server = redis::make_extension_error("NOREPLICAS".to_owned(), Some("Not enough".to_owned()));

@@ -30,7 +30,7 @@ pub(super) struct Ear {
 impl Ear {
     pub(super) fn new(common: Arc<Common>, target: Arc<Target>, reach: Arc<Reach>) -> Ear {
         Ear {
-            backoff: Backoff::new(common.settings.probe_interval),
+            backoff: Backoff::new(common.pace().probe_interval),
             complaint: Complaint::new("the subscription", &target.name),
             heard: HashMap::new(),
             common,
@@ -42,6 +42,7 @@ impl Ear {
     pub(super) async fn run(mut self) {
         loop {
             let answers = self.reach.answers();
+            self.backoff.set_probe_interval(self.common.pace().probe_interval);
             match self.subscribe().await {
                 Ok(pubsub) => {
                     self.complaint.works();
@@ -59,7 +60,7 @@ impl Ear {
                     if self.reach.is_answering() {
                         self.complaint.failed(&failure.words);
                     }
-                    let patience = self.common.settings.probe_interval;
+                    let patience = self.common.pace().probe_interval;
                     let _ = tokio::time::timeout(patience, self.reach.answered_since(answers)).await;
                 }
             }
@@ -67,10 +68,10 @@ impl Ear {
     }
 
     async fn subscribe(&self) -> Result<PubSub, Failure> {
-        let settings = &self.common.settings;
-        let mut pubsub = connect::pubsub(&self.target, settings).await?;
+        let pace = self.common.pace();
+        let mut pubsub = connect::pubsub(&self.target, pace).await?;
         let subscribed = pubsub.subscribe(self.common.channels.all());
-        within(settings.answer_timeout, "SUBSCRIBE", subscribed).await?;
+        within(pace.answer_timeout, "SUBSCRIBE", subscribed).await?;
         self.common
             .report(Input::Subscribed {
                 replica: self.target.id,
@@ -83,17 +84,16 @@ impl Ear {
     /// connection, whether it still talks to us: one that vanished without a word would otherwise never be missed.
     async fn listen(&mut self, pubsub: PubSub) -> Failure {
         let (mut sink, mut messages) = pubsub.split();
-        let settings = &self.common.settings;
-        let (patience, answer_timeout) = (settings.probe_interval, settings.answer_timeout);
         loop {
-            let failure = match tokio::time::timeout(patience, messages.next()).await {
+            let pace = self.common.pace();
+            let failure = match tokio::time::timeout(pace.probe_interval, messages.next()).await {
                 Ok(Some(message)) => {
                     self.hear(&message).await;
                     continue;
                 }
                 Ok(None) => return Failure::closed(),
                 Err(_) => within(
-                    answer_timeout,
+                    pace.answer_timeout,
                     "PING on the subscription",
                     sink.ping::<redis::Value>(),
                 )
@@ -114,7 +114,7 @@ impl Ear {
         let Some((from, shard)) = self.common.channels.find(message.get_channel_name()) else {
             return ignore(&self.common.ignored.malformed);
         };
-        let message = match Message::decode(message.get_payload_bytes(), &self.common.settings.identity) {
+        let message = match Message::decode(message.get_payload_bytes(), &self.common.identity) {
             Ok(message) => message,
             Err(Unusable::Foreign) => return ignore(&self.common.ignored.foreign),
             Err(Unusable::Malformed) => return ignore(&self.common.ignored.malformed),

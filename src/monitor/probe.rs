@@ -12,12 +12,12 @@
 
 use std::sync::Arc;
 
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 use super::backoff::Backoff;
 use super::connect::{self, Complaint, Connection, Failure, within};
 use super::reach::Reach;
-use super::{Common, Target};
+use super::{Common, Target, every, pace_changed};
 use crate::decision::{Input, ProbeKind};
 use crate::replica::ShardId;
 
@@ -32,7 +32,7 @@ pub(super) struct Probe {
 impl Probe {
     pub(super) fn new(common: Arc<Common>, target: Arc<Target>, reach: Arc<Reach>) -> Probe {
         Probe {
-            backoff: Backoff::new(common.settings.probe_interval),
+            backoff: Backoff::new(common.pace().probe_interval),
             complaint: Complaint::new("PING", &target.name),
             common,
             target,
@@ -42,8 +42,9 @@ impl Probe {
 
     pub(super) async fn run(mut self) {
         loop {
+            self.backoff.set_probe_interval(self.common.pace().probe_interval);
             tokio::time::sleep(self.backoff.next()).await;
-            let failure = match connect::commands(&self.target, &self.common.settings).await {
+            let failure = match connect::commands(&self.target, self.common.pace()).await {
                 Ok(connection) => {
                     let connected = Instant::now();
                     let (failure, useful) = self.watch(connection).await;
@@ -58,7 +59,7 @@ impl Probe {
                 // Something answers, though it does not let us in.
                 self.reach.answered();
                 self.report(Err(failure)).await;
-                tokio::time::sleep(self.common.settings.probe_interval).await;
+                tokio::time::sleep(self.common.pace().probe_interval).await;
             } else {
                 self.reach.silent();
                 self.report(Err(failure)).await;
@@ -69,18 +70,22 @@ impl Probe {
     /// Pings until the connection is lost; also says whether any PING was answered well.
     async fn watch(&mut self, mut connection: Connection) -> (Failure, bool) {
         let mut useful = false;
-        let mut due = tokio::time::interval(self.common.settings.probe_interval);
-        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut paces = self.common.pace.clone();
+        let mut due = every(self.common.pace().probe_interval);
         loop {
             tokio::select! {
                 failure = &mut connection.lost => return (failure, useful),
                 _ = due.tick() => {}
                 () = self.reach.nudged() => due.reset(),
+                () = pace_changed(&mut paces) => {
+                    due = every(self.common.pace().probe_interval);
+                    continue;
+                }
             }
             let asked = Instant::now();
             let ping = redis::cmd("PING");
             let answer = within(
-                self.common.settings.answer_timeout,
+                self.common.pace().answer_timeout,
                 "PING",
                 ping.exec_async(&mut connection.commands),
             );

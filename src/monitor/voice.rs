@@ -9,13 +9,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redis::aio::MultiplexedConnection;
 use tokio::sync::watch;
-use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tokio::time::{Instant, Interval};
 
 use super::backoff::Backoff;
 use super::connect::{self, Complaint, Connection, Failure, within};
 use super::message::{Message, Word};
 use super::reach::Reach;
-use super::{Common, Target};
+use super::{Common, Target, every, pace_changed};
 use crate::decision::{Input, ProbeFailure, ProbeKind};
 use crate::replica::ShardId;
 
@@ -52,13 +52,6 @@ struct Writes {
     complaint: Complaint,
 }
 
-/// Ticks that a lost connection delays are made up for by one tick at once, not by a burst.
-fn every(period: Duration) -> Interval {
-    let mut due = tokio::time::interval(period);
-    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    due
-}
-
 #[expect(
     clippy::disallowed_methods,
     reason = "the wall clock in a message is for people who read along; nothing computes with it"
@@ -76,17 +69,17 @@ impl Voice {
         reach: Arc<Reach>,
         wanted: watch::Receiver<Option<u64>>,
     ) -> Voice {
-        let settings = &common.settings;
+        let pace = common.pace();
         Voice {
-            backoff: Backoff::new(settings.probe_interval),
+            backoff: Backoff::new(pace.probe_interval),
             complaint: Complaint::new("the connection for heartbeats", &target.name),
             heartbeats: Heartbeats {
-                due: every(settings.heartbeat_interval),
+                due: every(pace.heartbeat_interval),
                 seqs: vec![0; common.channels.of(target.id).len()],
                 complaint: Complaint::new("PUBLISH", &target.name),
             },
             writes: Writes {
-                due: every(settings.probe_interval),
+                due: every(pace.probe_interval),
                 seq: 0,
                 complaint: Complaint::new("the write probe", &target.name),
             },
@@ -100,7 +93,8 @@ impl Voice {
     pub(super) async fn run(mut self) {
         loop {
             let answers = self.reach.answers();
-            match connect::commands(&self.target, &self.common.settings).await {
+            self.backoff.set_probe_interval(self.common.pace().probe_interval);
+            match connect::commands(&self.target, self.common.pace()).await {
                 Ok(connection) => {
                     let connected = Instant::now();
                     let (failure, useful) = self.speak(connection).await;
@@ -116,7 +110,7 @@ impl Voice {
                     if self.reach.is_answering() {
                         self.give_up(failure).await;
                     }
-                    let patience = self.common.settings.probe_interval;
+                    let patience = self.common.pace().probe_interval;
                     let _ = tokio::time::timeout(patience, self.reach.answered_since(answers)).await;
                 }
             }
@@ -163,8 +157,15 @@ impl Heartbeats {
     ) -> Result<Infallible, Failure> {
         // A replica that is back should show it at once.
         self.due.reset_immediately();
+        let mut paces = common.pace.clone();
         loop {
-            self.due.tick().await;
+            tokio::select! {
+                _ = self.due.tick() => {}
+                () = pace_changed(&mut paces) => {
+                    self.due = every(common.pace().heartbeat_interval);
+                    continue;
+                }
+            }
             for (index, (shard, channel)) in common.channels.of(target.id).iter().enumerate() {
                 self.seqs[index] += 1;
                 let seq = self.seqs[index];
@@ -196,10 +197,17 @@ impl Writes {
         target: &Target,
         mut commands: MultiplexedConnection,
     ) -> Result<Infallible, Failure> {
-        let life = common.settings.probe_interval * KEY_LIFE;
         self.due.reset_immediately();
+        let mut paces = common.pace.clone();
         loop {
-            self.due.tick().await;
+            tokio::select! {
+                _ = self.due.tick() => {}
+                () = pace_changed(&mut paces) => {
+                    self.due = every(common.pace().probe_interval);
+                    continue;
+                }
+            }
+            let life = common.pace().probe_interval * KEY_LIFE;
             for (shard, _) in common.channels.of(target.id) {
                 self.seq += 1;
                 let mut set = redis::cmd("SET");
@@ -208,7 +216,7 @@ impl Writes {
                     .arg("PX")
                     .arg(u64::try_from(life.as_millis()).unwrap_or(u64::MAX).max(1));
                 let asked = Instant::now();
-                let timeout = common.settings.answer_timeout;
+                let timeout = common.pace().answer_timeout;
                 let outcome = match within(timeout, "SET", set.exec_async(&mut commands)).await {
                     Ok(()) => {
                         self.complaint.works();
@@ -271,9 +279,9 @@ async fn publish(
     let mut publish = redis::cmd("PUBLISH");
     publish
         .arg(channel)
-        .arg(message.encode(&common.settings.identity, wall_ms()));
+        .arg(message.encode(&common.identity, wall_ms()));
     let answer = publish.exec_async(commands);
-    within(common.settings.answer_timeout, "PUBLISH", answer).await
+    within(common.pace().answer_timeout, "PUBLISH", answer).await
 }
 
 async fn report_write(

@@ -29,6 +29,15 @@ pub(crate) async fn two_regions() -> Rig {
     Rig::start(RigOptions::count(2)).await.expect("the rig starts")
 }
 
+/// The `[[replica]]` tables of `rig`, the first region preferred.
+pub(crate) fn replicas(rig: &Rig) -> String {
+    let table = |region: &rig::Region| {
+        let (name, url) = (region.name(), region.url());
+        format!("[[replica]]\nname = \"{name}\"\nurl = \"{url}\"\n")
+    };
+    rig.regions().iter().map(table).collect()
+}
+
 /// The running binary.
 pub(crate) struct Sidecar {
     child: Child,
@@ -43,19 +52,21 @@ pub(crate) struct Sidecar {
 impl Sidecar {
     /// Starts it in front of `rig`, the first region preferred; `toml` is added to the configuration's top.
     pub(crate) async fn start(rig: &Rig, profile: &str, toml: &str) -> Sidecar {
-        let mut replicas = String::new();
-        for region in rig.regions() {
-            replicas += &format!(
-                "[[replica]]\nname = \"{}\"\nurl = \"{}\"\n",
-                region.name(),
-                region.url()
-            );
-        }
-        Sidecar::with_replicas(&replicas, profile, toml).await
+        Sidecar::with_replicas(&replicas(rig), profile, toml).await
     }
 
     /// Starts it with these `[[replica]]` tables.
     pub(crate) async fn with_replicas(replicas: &str, profile: &str, toml: &str) -> Sidecar {
+        Sidecar::with_open_files(replicas, profile, toml, None).await
+    }
+
+    /// And with this many file descriptors at most.
+    pub(crate) async fn with_open_files(
+        replicas: &str,
+        profile: &str,
+        toml: &str,
+        open_files: Option<u32>,
+    ) -> Sidecar {
         let dir = TempDir::new().expect("a folder");
         let config = dir.path().join("pulsegate.toml");
         let has = |table: &str| toml.contains(table);
@@ -68,7 +79,7 @@ impl Sidecar {
             dir.path().join("pin").display()
         );
         std::fs::write(&config, text).expect("the configuration is written");
-        let (child, addr, admin, log) = Sidecar::spawn(&config).await;
+        let (child, addr, admin, log) = Sidecar::spawn(&config, open_files).await;
         let sidecar = Sidecar {
             child,
             addr,
@@ -81,8 +92,20 @@ impl Sidecar {
         sidecar
     }
 
-    async fn spawn(config: &std::path::Path) -> (Child, SocketAddr, String, Arc<Mutex<Vec<String>>>) {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_pulsegate"))
+    async fn spawn(
+        config: &std::path::Path,
+        open_files: Option<u32>,
+    ) -> (Child, SocketAddr, String, Arc<Mutex<Vec<String>>>) {
+        let program = env!("CARGO_BIN_EXE_pulsegate");
+        let mut command = match open_files {
+            None => Command::new(program),
+            Some(limit) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\""), program]);
+                shell
+            }
+        };
+        let mut child = command
             .args(["run", "--config"])
             .arg(config)
             .stderr(Stdio::piped())
@@ -147,13 +170,36 @@ impl Sidecar {
 
     /// `GET path`: the body.
     pub(crate) async fn get(&self, path: &str) -> String {
+        self.http("GET", path, "").await.1
+    }
+
+    /// `POST path` with a JSON body: the answer's body, as an error unless it is 200.
+    pub(crate) async fn post(&self, path: &str, body: &str) -> Result<String, String> {
+        match self.http("POST", path, body).await {
+            (head, body) if head.starts_with("HTTP/1.1 200 ") => Ok(body),
+            (_, body) => Err(body),
+        }
+    }
+
+    /// One request: the answer's head and body.
+    async fn http(&self, method: &str, path: &str, body: &str) -> (String, String) {
         let host = self.admin.trim_start_matches("http://");
-        let mut stream = TcpStream::connect(host).await.expect("the admin server listens");
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.expect("asks");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.expect("answers");
-        answer.split_once("\r\n\r\n").expect("a body").1.to_owned()
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let exchange = async {
+            let mut stream = TcpStream::connect(host).await.expect("the admin server listens");
+            stream.write_all(request.as_bytes()).await.expect("asks");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.expect("answers");
+            answer
+        };
+        let answer = tokio::time::timeout(PATIENCE, exchange).await;
+        let answer = answer.expect("the admin server answers");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a body");
+        (head.to_owned(), body.to_owned())
     }
 
     /// The sum of a counter over its labels.
@@ -174,10 +220,7 @@ impl Sidecar {
                 return began.elapsed();
             }
             if began.elapsed() > PATIENCE {
-                panic!(
-                    "no {what} within {PATIENCE:?}: {status:#}\n{}",
-                    self.log.lock().unwrap().join("\n")
-                );
+                panic!("no {what} within {PATIENCE:?}: {status:#}");
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -194,13 +237,46 @@ impl Sidecar {
     /// Stops it and starts it again with the same configuration and state, on new ports.
     pub(crate) async fn restart(&mut self) {
         self.stop();
-        (self.child, self.addr, self.admin, self.log) = Sidecar::spawn(&self.config).await;
+        (self.child, self.addr, self.admin, self.log) = Sidecar::spawn(&self.config, None).await;
         self.wait("a route", |s| s["active"].is_string()).await;
     }
 
+    /// Where its configuration is.
+    pub(crate) fn config(&self) -> &std::path::Path {
+        &self.config
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends it a signal, by name.
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = Command::new("kill")
+            .args([&format!("-{name}"), &self.child.id().to_string()])
+            .status();
+        assert!(sent.is_ok_and(|status| status.success()), "SIG{name} is sent");
+    }
+
+    /// Waits until the log has a line that contains `text`, after the first `skip` lines; that line's number.
+    pub(crate) async fn wait_log(&self, text: &str, skip: usize) -> usize {
+        let began = now();
+        loop {
+            let found = {
+                let lines = self.log.lock().unwrap();
+                (skip..lines.len()).find(|&line| lines[line].contains(text))
+            };
+            match found {
+                Some(line) => return line,
+                None if began.elapsed() > PATIENCE => panic!("no {text:?} in the log"),
+                None => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    }
+
     fn stop(&mut self) {
-        let pid = self.child.id().to_string();
-        let _ = Command::new("kill").args(["-TERM", &pid]).status();
+        self.signal("TERM");
         let began = now();
         while self.child.try_wait().expect("waits").is_none() {
             assert!(began.elapsed() < PATIENCE, "SIGTERM did not end it");
