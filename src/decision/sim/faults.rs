@@ -34,7 +34,7 @@ impl Sim {
         let gap = self.fault_gap;
         let wait = self.rng.between(gap / 4, gap * 2);
         self.after(wait, Happening::Fault);
-        match self.rng.below(20) {
+        match self.rng.below(41) / 2 {
             0..=6 => self.node_fault(),
             7..=9 => self.link_fault(),
             10 => self.isolate(),
@@ -44,7 +44,8 @@ impl Sim {
             15 => self.kill_twice(),
             16 => self.blip(),
             17..=18 => self.broken_link(),
-            _ => self.relayout(),
+            19 => self.relayout(),
+            _ => self.restart(),
         }
     }
 
@@ -145,7 +146,10 @@ impl Sim {
     }
 
     fn link_fault(&mut self) {
-        let (a, b) = (self.any_node(), self.any_node());
+        let (a, b) = match self.active {
+            Some(active) if self.rng.chance(300) => (self.setup.preferred, active),
+            _ => (self.any_node(), self.any_node()),
+        };
         if a == b {
             return;
         }
@@ -169,7 +173,12 @@ impl Sim {
         let node = self.any_node();
         let others = self.setup.ids().filter(|&other| other != node);
         let pairs: Vec<_> = others.flat_map(|other| [(node, other), (other, node)]).collect();
-        let lasting = self.lasting();
+        let window = self.setup.policy.heartbeat_timeout;
+        let lasting = if self.rng.chance(400) {
+            self.rng.between(window * 9, window * 20)
+        } else {
+            self.lasting()
+        };
         self.set_ways(&pairs, None, Way::Cut, lasting);
     }
 
@@ -278,6 +287,26 @@ impl Sim {
         self.after(wait, Happening::Resubscribe { node });
     }
 
+    /// The sidecar dies and is started again: a new incarnation that remembers the pin and hears no old heartbeat.
+    fn restart(&mut self) {
+        if !self.started {
+            return;
+        }
+        self.note(|| String::from("TRUTH the sidecar is restarted"));
+        self.forget_the_sidecar();
+        for i in 0..self.setup.members.len() {
+            self.probing[i] = [Vec::new(), Vec::new()];
+            self.quick_retries[i] = 0;
+            self.stuck[i].clear();
+            self.seqs[i].clear();
+            self.layout[i] += 1;
+            self.world.subscribed[i] = false;
+            self.world.noise[i] = self.at;
+            self.world.backlog[i].iter_mut().flatten().for_each(Vec::clear);
+        }
+        self.start_sidecar();
+    }
+
     pub(super) fn resubscribe(&mut self, node: ReplicaId) {
         match self.world.state(node) {
             State::Dead => {}
@@ -305,7 +334,8 @@ impl Sim {
     }
 
     fn relayout(&mut self) {
-        if self.setup.members.iter().all(|member| member.shards == 1) {
+        let frozen = self.at < self.frozen_until;
+        if frozen || self.setup.members.iter().all(|member| member.shards == 1) {
             return;
         }
         let node = self.any_node();
@@ -321,7 +351,6 @@ impl Sim {
         for other in self.setup.ids() {
             self.world.noise[other.index()] = self.at;
         }
-        self.relayouted = self.at;
         self.probing[i] = [Vec::new(), Vec::new()];
         self.relayout_engine(node);
         self.layout[i] += 1;

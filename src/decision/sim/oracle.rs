@@ -30,6 +30,8 @@ pub(super) struct Bounds {
     blind: Duration,
     /// A replica that does not take writes is called not writable by then.
     write: Duration,
+    /// A replica that does not answer is no longer called healthy by then.
+    suspect: Duration,
     /// A link that delivers nothing fresh is called down by then.
     link: Duration,
     /// All is known of a replica that has been well for so long.
@@ -44,6 +46,7 @@ impl Bounds {
         Bounds {
             silence,
             blind: silence * 3 / 2 + policy.probe_interval * 2 + MS * 300,
+            suspect: (silence / 2).max(policy.probe_interval * 3 / 2) + policy.probe_interval + MS * 300,
             write: silence + policy.probe_interval * 3 + setup.probe_timeout * 2 + MS * 300,
             link: link + policy.heartbeat_timeout + MS * 300,
             settle: silence * 3 + policy.heartbeat_interval * 5 + setup.probe_timeout * 2 + MS * 300,
@@ -52,13 +55,16 @@ impl Bounds {
 }
 
 /// What the engine was told of one replica.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Told {
     ping_ok: Option<At>,
     ping_failed: bool,
-    downs: u32,
-    last_down: Option<At>,
+    /// A PING or a write was answered.
+    answered: Option<At>,
     resubscribed: At,
+    /// When the engine called it down, having known it; and when that last ended.
+    downs: Vec<At>,
+    returned: At,
 }
 
 /// A planned move, as seen from outside.
@@ -77,12 +83,16 @@ struct Moving {
 /// The books.
 pub(super) struct Oracle {
     at: At,
+    /// When this life of the sidecar began.
+    born: At,
     bounds: Bounds,
     told: Vec<Told>,
     /// The sidecar last woke from a stall, and what came of the active since.
     woke: Option<At>,
     settled: bool,
     last_call: At,
+    /// A replica's layout last changed.
+    relayouted: At,
     /// The sidecar last lost some time, though too little for tilt.
     hiccup: At,
     active_answered: bool,
@@ -95,7 +105,13 @@ pub(super) struct Oracle {
     pending: BTreeMap<u64, At>,
     answered: BTreeSet<u64>,
     pinned: Option<ReplicaId>,
+    /// An operator holds.
+    held: bool,
+    /// An operator chose the active replica, which is not the preferred one.
     suspended: bool,
+    /// The newest return to the preferred replica, and how many in a row did not last for one grace.
+    failed_back: Option<At>,
+    relapses: u32,
     switched: Option<(At, Switched)>,
     last_automatic: Option<(At, SwitchReason)>,
     /// Automatic switches that dwell counts.
@@ -109,12 +125,14 @@ impl Oracle {
     pub(super) fn new(setup: &Setup) -> Oracle {
         Oracle {
             at: At::ZERO,
+            born: At::ZERO,
             bounds: Bounds::new(setup),
             told: vec![Told::default(); setup.members.len()],
             woke: None,
             settled: true,
             last_call: At::ZERO,
             hiccup: At::ZERO,
+            relayouted: At::ZERO,
             active_answered: false,
             active_heard: false,
             route: None,
@@ -124,7 +142,10 @@ impl Oracle {
             pending: BTreeMap::new(),
             answered: BTreeSet::new(),
             pinned: setup.pinned,
+            held: false,
             suspended: false,
+            failed_back: None,
+            relapses: 0,
             switched: None,
             last_automatic: None,
             counted: Vec::new(),
@@ -132,6 +153,28 @@ impl Oracle {
             tilt: false,
             reached: BTreeMap::new(),
         }
+    }
+
+    /// The sidecar was restarted: all that it knew is gone, but for the pin.
+    pub(super) fn restarted(&mut self, at: At, setup: &Setup) {
+        let before = std::mem::replace(self, Oracle::new(setup));
+        self.at = at;
+        self.born = at;
+        self.last_call = at;
+        self.hiccup = at;
+        self.active_since = at;
+        self.relayouted = at;
+        // Nobody watched before: as after a stall, but nothing forbids to act.
+        self.woke = Some(at);
+        self.pinned = before.pinned;
+        self.answered = before.answered;
+        self.reached = before.reached;
+        self.reach("restart");
+    }
+
+    /// The pin that a restart would find.
+    pub(super) fn pinned(&self) -> Option<ReplicaId> {
+        self.pinned
     }
 
     pub(super) fn reached(&self) -> &BTreeMap<&'static str, u64> {
@@ -163,6 +206,8 @@ impl Oracle {
         self.asking = None;
         self.settled |= self.proved_since_stall();
         let active = self.active();
+        // What was asked or sent before the wake says nothing of now.
+        let since_wake = self.awake() + MS * 3;
         match input {
             Some(Input::Probe {
                 replica,
@@ -172,13 +217,20 @@ impl Oracle {
             }) => {
                 let told = &mut self.told[replica.index()];
                 told.ping_failed = outcome.is_err();
-                if outcome.is_ok() {
+                if let Ok(rtt) = outcome {
                     told.ping_ok = Some(at);
-                    self.active_answered |= active == Some(*replica);
+                    told.answered = Some(at);
+                    self.active_answered |= active == Some(*replica) && *rtt <= since_wake;
                 }
             }
+            Some(Input::Probe {
+                replica,
+                kind: ProbeKind::Write,
+                outcome: Ok(_),
+                ..
+            }) => self.told[replica.index()].answered = Some(at),
             Some(Input::HeartbeatHeard { from, to, age, .. }) if from == to => {
-                self.active_heard |= active == Some(*from) && *age <= setup.policy.heartbeat_timeout;
+                self.active_heard |= active == Some(*from) && *age <= since_wake;
             }
             Some(Input::Subscribed { replica }) => self.told[replica.index()].resubscribed = at,
             Some(Input::Drained { epoch }) => {
@@ -200,6 +252,14 @@ impl Oracle {
             }
             _ => {}
         }
+        self.settled |= self.proved_since_stall();
+    }
+
+    /// The replica's layout changes: no call in time, but the engine may act.
+    pub(super) fn relayout(&mut self, at: At) {
+        self.at = at;
+        self.relayouted = at;
+        self.asking = None;
     }
 
     /// Whether this call brings an operator's wish to move, not answered yet.
@@ -242,13 +302,16 @@ impl Oracle {
         held.min(self.awake())
     }
 
-    /// A PING of `id` was answered lately, none failed since, and it is true.
+    /// A PING of `id` was answered lately, none failed since, and it has been true ever since.
     fn answers_freshly(&self, setup: &Setup, world: &World, id: ReplicaId) -> bool {
         let told = &self.told[id.index()];
         let window = (self.bounds.silence / 2).max(setup.policy.probe_interval * 3 / 2);
-        world.state(id).answers()
-            && !told.ping_failed
-            && told.ping_ok.is_some_and(|ok| self.at.saturating_sub(ok) < window)
+        let answering = world.nodes[id.index()].held(self.at, State::answers);
+        !told.ping_failed
+            && told.ping_ok.is_some_and(|ok| {
+                let ago = self.at.saturating_sub(ok);
+                ago < window && answering.is_some_and(|answering| ago <= answering)
+            })
     }
 
     /// Checks one output.
@@ -310,9 +373,12 @@ impl Oracle {
         }
         match (&self.asking, result) {
             (Some((_, Request::Unpin)), Ok(_)) => self.suspended = false,
+            (Some((_, Request::Hold)), Ok(_)) => self.held = true,
+            (Some((_, Request::Resume)), Ok(_)) => self.held = false,
             (Some((_, Request::Pin { replica })), Ok(_)) if self.pinned != Some(*replica) => {
                 return Err(format!("P10 pin: granted, but {:?} is pinned", self.pinned));
             }
+            (Some((_, Request::Pin { .. })), Ok(_)) => self.suspended = false,
             _ => {}
         }
         Ok(())
@@ -321,14 +387,15 @@ impl Oracle {
     fn on_event(&mut self, setup: &Setup, world: &World, event: &Event) -> Verdict {
         match event {
             Event::Health {
-                replica,
-                to: Health::Down,
-                from,
-                ..
-            } if *from != Health::Unknown => {
+                replica, from, to, ..
+            } => {
                 let told = &mut self.told[replica.index()];
-                told.downs += 1;
-                told.last_down = Some(self.at);
+                match (from, to) {
+                    (Health::Unknown, Health::Down) => {}
+                    (_, Health::Down) => told.downs.push(self.at),
+                    (Health::Down, _) => told.returned = self.at,
+                    _ => {}
+                }
                 Ok(())
             }
             Event::Tilt { on, .. } => {
@@ -351,10 +418,16 @@ impl Oracle {
                     shards: 0,
                     heard: BTreeSet::new(),
                 });
-                if asked {
-                    Ok(())
-                } else {
-                    self.proved(setup, world, *to)
+                match &self.asking {
+                    Some((_, Request::Failback)) if asked => {
+                        self.suspended = false;
+                        self.fit_to_return(setup, world, *to)
+                    }
+                    _ if asked => Ok(()),
+                    _ if self.suspended => {
+                        Err("P10 operator: a failback began though an operator chose the active".to_owned())
+                    }
+                    _ => self.proved(setup, world, *to),
                 }
             }
             Event::Move { what, .. } if what.starts_with("called off") => {
@@ -402,6 +475,16 @@ impl Oracle {
         if automatic && self.tilted() {
             return Err(format!("tilt: switched for {reason}"));
         }
+        if reason == SwitchReason::Startup
+            && self.pinned.is_none()
+            && switched.to != setup.preferred
+            && self.answers_freshly(setup, world, setup.preferred)
+        {
+            return Err(format!(
+                "P6 preference: began with {}, and the preferred one answers",
+                switched.to
+            ));
+        }
         if let Some(moving) = moving.filter(|_| !route.abandon_others && reason != SwitchReason::Startup) {
             self.fenced(setup, &moving, switched)?;
         } else if at_once && !automatic && reason != SwitchReason::Startup {
@@ -411,12 +494,25 @@ impl Oracle {
             self.target(setup, world, switched)?;
             self.no_false_alarm(setup, world, switched)?;
             self.dwelt(setup, reason)?;
+            self.damped(setup, switched)?;
             self.last_automatic = Some((self.at, reason));
         }
         self.suspended = match reason {
             SwitchReason::Operator => switched.to != setup.preferred,
             _ => false,
         };
+        if reason == SwitchReason::Failback {
+            self.failed_back = Some(self.at);
+        } else if automatic && switched.from == Some(setup.preferred) {
+            let soon = self
+                .failed_back
+                .take()
+                .is_some_and(|done| self.at < done + setup.policy.grace);
+            self.relapses = if soon { self.relapses + 1 } else { 0 };
+            if soon {
+                self.reach("relapse");
+            }
+        }
         self.active_since = self.at;
         self.active_answered = false;
         self.active_heard = false;

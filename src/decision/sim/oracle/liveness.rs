@@ -2,8 +2,9 @@
 
 use super::{MS, Oracle, Verdict};
 use crate::decision::event::{Fitness, Health};
+use crate::decision::policy::OnIsolated;
 use crate::decision::sim::setup::Setup;
-use crate::decision::sim::world::{At, State, World};
+use crate::decision::sim::world::{State, World};
 use crate::decision::snapshot::Snapshot;
 use crate::replica::ReplicaId;
 
@@ -20,11 +21,19 @@ impl Oracle {
         }
     }
 
-    /// L1, L3: a bad active is left as soon as the rules allow. Checked after every call.
-    pub(in crate::decision::sim) fn liveness(&self, setup: &Setup, world: &World, relayouted: At) -> Verdict {
+    /// What has to hold after every call.
+    pub(in crate::decision::sim) fn after_call(&self, setup: &Setup, world: &World) -> Verdict {
+        self.tilts()?;
+        self.held(setup)?;
+        self.liveness(setup, world)
+    }
+
+    /// L1: a bad active is left as soon as the rules allow.
+    fn liveness(&self, setup: &Setup, world: &World) -> Verdict {
         let Some(active) = self.active() else {
             let bound = setup.policy.heartbeat_timeout.min(MS * 1000) + MS * 200;
-            if self.at > bound && self.woke.is_none() {
+            let slept = self.woke.is_some_and(|woke| woke > self.born);
+            if self.at > self.born + bound && !slept {
                 return Err("L1 startup: there is still no route".to_owned());
             }
             return Ok(());
@@ -50,15 +59,17 @@ impl Oracle {
                 "L1 kill: {active} is dead under load for {dead:?}, {survivor} answers"
             ));
         }
-        self.unforced(setup, world, active, relayouted)
+        self.unforced(setup, world, active)
     }
 
     /// A replica that refuses writes, or whose pub/sub is gone, is left once dwell allows and a well one is there.
-    fn unforced(&self, setup: &Setup, world: &World, active: ReplicaId, relayouted: At) -> Verdict {
+    fn unforced(&self, setup: &Setup, world: &World, active: ReplicaId) -> Verdict {
         let refusing = self.watched(world, active, |state| state.answers() && !state.writes());
         let mute = self.watched(world, active, |state| state == State::Mute);
         let heard = self.at.saturating_sub(self.told[active.index()].resubscribed);
-        let bad = refusing >= self.bounds.write || mute.min(heard) >= self.bounds.link * 2;
+        let bad = refusing >= self.bounds.write
+            || mute.min(heard) >= self.bounds.link * 2
+            || self.cut_off(setup, world, active);
         let dwelt = self
             .last_automatic
             .is_none_or(|(at, _)| self.at >= at + setup.policy.dwell + MS * 200);
@@ -66,20 +77,21 @@ impl Oracle {
         if !bad || !dwelt || !quiet || self.moving.is_some() {
             return Ok(());
         }
-        let calm = self.awake().min(self.at.saturating_sub(relayouted));
+        let calm = self.awake().min(self.at.saturating_sub(self.relayouted));
         let fit = setup.ids().find(|&id| {
             let told = &self.told[id.index()];
-            let undamped = told.downs < 2
-                || told
-                    .last_down
-                    .is_some_and(|down| self.at > down + setup.policy.dwell * 8 * 12);
+            let undamped =
+                told.downs.len() < 2 || self.at > told.returned + setup.policy.dwell * 8 + MS * 200;
             id != active
                 && undamped
                 && self.answers_freshly(setup, world, id)
                 && world.well(self.at, id).unwrap_or_default().min(calm) >= self.bounds.settle
-                && setup.ids().filter(|&other| other != id).all(|other| {
-                    world.pair_open(self.at, id, other).unwrap_or_default() >= self.bounds.settle
-                })
+                && setup
+                    .ids()
+                    .filter(|&other| other != id && other != active)
+                    .all(|other| {
+                        world.pair_open(self.at, id, other).unwrap_or_default() >= self.bounds.settle
+                    })
         });
         match fit {
             Some(fit) => Err(format!(
@@ -88,6 +100,34 @@ impl Oracle {
             )),
             None => Ok(()),
         }
+    }
+
+    /// Whether the policy wants `active` left because it replicates with no one, while two others do.
+    fn cut_off(&self, setup: &Setup, world: &World, active: ReplicaId) -> bool {
+        let long = self.bounds.settle;
+        let calm = self.awake().min(self.at.saturating_sub(self.relayouted));
+        let well = |id: ReplicaId| {
+            let heard = self.at.saturating_sub(self.told[id.index()].resubscribed);
+            world.well(self.at, id).unwrap_or_default().min(calm).min(heard) >= long
+        };
+        let others = || setup.ids().filter(move |&id| id != active);
+        let open = |a, b| world.pair_open(self.at, a, b).unwrap_or_default() >= long;
+        setup.policy.on_isolated == OnIsolated::Leave
+            && well(active)
+            && others().all(|other| world.pair_shut(self.at, active, other).min(calm) >= long)
+            && others().any(|a| others().any(|b| a != b && well(a) && well(b) && open(a, b)))
+    }
+
+    /// A stall is noticed in the call that ends it, and does not excuse for longer than one window of silence.
+    fn tilts(&self) -> Verdict {
+        if self.tilted() && !self.tilt {
+            return Err("tilt: the sidecar stood still and did not notice".to_owned());
+        }
+        let lasted = self.awake().min(self.at.saturating_sub(self.hiccup));
+        if self.tilt && lasted >= self.bounds.silence + MS * 200 {
+            return Err(format!("L3 tilt: still in tilt {lasted:?} after the stall"));
+        }
+        Ok(())
     }
 
     /// L4: what is still not as it should be, some time after everything was mended.

@@ -1,8 +1,10 @@
 //! Safety: what the engine must never do, whatever comes in. Each property is named after the promise that it guards.
 
+use std::time::Duration;
+
 use super::{MS, Moving, Oracle, Verdict};
 use crate::decision::event::{Fitness, Health, SwitchReason, Switched};
-use crate::decision::policy::OnFenceTimeout;
+use crate::decision::policy::{OnFenceTimeout, OnIsolated};
 use crate::decision::sim::setup::Setup;
 use crate::decision::sim::world::{At, State, Way, World};
 use crate::decision::snapshot::Snapshot;
@@ -24,25 +26,63 @@ impl Oracle {
         if self.at < self.active_since + grace {
             return fail("another replica became active only", self.active_since);
         }
-        let state = &world.nodes[to.index()];
-        let unfit = |state: State| !state.fit();
-        if let Some(end) = state.last_stretch(self.at, self.bounds.write * 2, unfit)
-            && self.at < end + grace
-            && self.woke.is_none_or(|woke| woke + self.bounds.write < end)
-        {
-            return fail("the replica was unfit", end);
-        }
         if let Some(woke) = self.woke.filter(|woke| self.at < *woke + grace) {
-            return fail("the sidecar slept", woke);
+            return fail("nobody watched", woke);
         }
-        let active = self.active().unwrap_or(to);
+        let longer = grace * 2_u32.pow(self.relapses.min(3));
+        if self.at < self.active_since + longer {
+            return Err(format!(
+                "P7 relapse: {} returns did not last, and the next began after {:?}",
+                self.relapses,
+                self.at.saturating_sub(self.active_since)
+            ));
+        }
+        self.fit_for(setup, world, to, grace)
+    }
+
+    /// P8: what an operator's failback needs too.
+    pub(super) fn fit_to_return(&self, setup: &Setup, world: &World, to: ReplicaId) -> Verdict {
+        self.fit_for(setup, world, to, Duration::ZERO)
+    }
+
+    /// Nothing that must have been noticed was wrong with `to`, or with its links with the active, for `grace`.
+    fn fit_for(&self, setup: &Setup, world: &World, to: ReplicaId, grace: Duration) -> Verdict {
+        let wrong = |what: &str, end: At| {
+            Err(format!(
+                "P8 failback: began at {:?}, {what} until {end:?}, to be proved for {grace:?}",
+                self.at
+            ))
+        };
+        let policy = &setup.policy;
+        let state = &world.nodes[to.index()];
+        let slow = self.bounds.write;
+        for (what, least) in [
+            (State::Dead, policy.probe_interval * 2 + MS * 100),
+            (State::Loading, policy.probe_interval * 2 + MS * 300),
+            (State::Hung, self.bounds.suspect),
+            (State::Stale, slow),
+            (State::Paused, slow),
+        ] {
+            if let Some(end) = state.last_stretch(self.at, least, |state| state == what)
+                && self.at < end + grace.max(MS)
+                && self.woke.is_none_or(|woke| woke + least < end)
+            {
+                return wrong(&format!("{to} was {what:?}"), end);
+            }
+        }
+        let Some(active) = self.active().filter(|&active| world.state(active).fit()) else {
+            return Ok(());
+        };
         for (from, to) in [(active, to), (to, active)] {
+            let heard = self.told[to.index()].resubscribed;
             for way in &world.ways[from.index()][to.index()] {
                 let bad = |way: Way| !matches!(way, Way::Open(_));
-                if let Some(end) = way.last_stretch(self.at, self.bounds.link * 2, bad)
-                    && self.at < end + grace
+                let least = self.bounds.link;
+                if let Some(end) = way.last_stretch(self.at, least, bad)
+                    && self.at < end + grace.max(MS)
+                    && self.woke.unwrap_or_default().max(heard) + least < end
                 {
-                    return fail(&format!("{from}->{to} was bad"), end);
+                    return wrong(&format!("{from}->{to} was bad"), end);
                 }
             }
         }
@@ -106,12 +146,12 @@ impl Oracle {
         let to = switched.to;
         let told = &self.told[to.index()];
         let fresh = told
-            .ping_ok
+            .answered
             .is_some_and(|ok| self.at.saturating_sub(ok) < self.bounds.silence);
         if !fresh && self.awake() >= self.bounds.silence {
             return Err(format!(
-                "P5 evidence: {to} was chosen, its last PING answer is {:?}",
-                told.ping_ok
+                "P5 evidence: {to} was chosen, its last answer is {:?}",
+                told.answered
             ));
         }
         let better = setup.ids().any(|id| {
@@ -130,6 +170,39 @@ impl Oracle {
                 "P6 target: {to} refuses writes, and a well one was there"
             ));
         }
+        self.best_of_the_well(setup, world, switched)
+    }
+
+    /// P6: among replicas that are well and known for it, one that replicates goes before one that does not, and the
+    /// heavier one before the lighter.
+    fn best_of_the_well(&self, setup: &Setup, world: &World, switched: &Switched) -> Verdict {
+        let to = switched.to;
+        let long = self.bounds.settle;
+        let calm = self.awake().min(self.at.saturating_sub(self.relayouted));
+        let known = |id: ReplicaId| {
+            self.answers_freshly(setup, world, id)
+                && self.told[id.index()].downs.len() < 2
+                && world.well(self.at, id).unwrap_or_default().min(calm) >= long
+        };
+        let open = |a, b| world.pair_open(self.at, a, b).unwrap_or_default().min(calm) >= long;
+        let shut = |a, b| world.pair_shut(self.at, a, b).min(calm) >= long;
+        let rivals = setup
+            .ids()
+            .filter(|&id| Some(id) != switched.from && id != to && known(id));
+        for rival in rivals {
+            let others = || setup.ids().filter(move |&id| id != rival);
+            let whole = others().all(|other| open(rival, other));
+            let replicates = others().any(|other| other != to && known(other) && open(rival, other));
+            let alone = others().all(|other| shut(to, other)) && shut(to, rival);
+            if replicates && alone && others().all(|other| other == to || open(rival, other)) {
+                return Err(format!("P6 target: {to} replicates with no one, {rival} does"));
+            }
+            let both = whole && setup.ids().all(|other| other == to || open(to, other)) && known(to);
+            let weight = |id: ReplicaId| setup.members[id.index()].weight;
+            if both && weight(rival) > weight(to) && switched.reason != SwitchReason::Failback {
+                return Err(format!("P6 preference: {to} was chosen, {rival} weighs more"));
+            }
+        }
         Ok(())
     }
 
@@ -141,22 +214,31 @@ impl Oracle {
         else {
             return Ok(());
         };
-        let window = self.bounds.settle + self.bounds.write;
-        let since = self.at.saturating_sub(window);
+        if switched.reason == SwitchReason::Isolated && setup.policy.on_isolated == OnIsolated::Stay {
+            return Err("P5 false alarm: isolated, and the policy says stay".to_owned());
+        }
+        let long = self.bounds.settle + self.bounds.write;
+        // An answer that was lost with the fault is missed until its probe runs out of time and the next one ends.
+        let short = setup.probe_timeout * 2 + setup.policy.probe_interval * 2 + MS * 500;
+        let slept = self.awake() < long;
+        let (long, short) = (
+            self.at.saturating_sub(long),
+            self.at.saturating_sub(if slept { long } else { short }),
+        );
         let state = &world.nodes[from.index()];
         let wrong = match switched.reason {
-            SwitchReason::Refused => state.any_since(since, |state| state == State::Dead),
-            SwitchReason::Silent => state.any_since(since, |state| !state.fit()),
-            SwitchReason::Failing => state.any_since(since, |state| state == State::Loading),
-            SwitchReason::Unwritable => state.any_since(since, |state| !state.writes()),
-            SwitchReason::EchoLost => state.any_since(since, |state| state != State::Up),
+            SwitchReason::Refused => state.any_since(short, |state| state == State::Dead),
+            SwitchReason::Silent => state.any_since(short, |state| !state.answers()),
+            SwitchReason::Failing => state.any_since(short, |state| state == State::Loading),
+            SwitchReason::Unwritable => state.any_since(long, |state| !state.writes()),
+            SwitchReason::EchoLost => state.any_since(long, |state| state != State::Up),
             SwitchReason::Isolated => setup.ids().filter(|&other| other != from).all(|other| {
                 world
                     .pair_open(self.at, from, other)
                     .is_none_or(|open| open < self.bounds.link)
-                    || world.nodes[other.index()].any_since(since, |state| state != State::Up)
+                    || world.nodes[other.index()].any_since(long, |state| state != State::Up)
             }),
-            _ => state.any_since(since, |state| !state.fit()),
+            _ => state.any_since(short, |state| !state.answers()),
         };
         if wrong {
             return Ok(());
@@ -183,7 +265,7 @@ impl Oracle {
                 .as_ref()
                 .is_some_and(|(_, last)| last.reason == SwitchReason::LastSurvivor);
         if let Some((last, why)) = self.last_automatic
-            && self.at < last + dwell
+            && self.at + MS * 3 < last + dwell
             && !makeshift
         {
             return Err(format!(
@@ -194,12 +276,58 @@ impl Oracle {
         if !makeshift {
             self.counted.push(self.at);
             let (first, count) = (self.counted[0], self.counted.len() - 1);
-            let allowed = self.at.saturating_sub(first).as_millis() / dwell.as_millis();
+            let allowed = (self.at + MS * 3).saturating_sub(first).as_millis() / dwell.as_millis();
             if count as u128 > allowed {
                 return Err(format!(
                     "P7 dwell: {count} switches more since {first:?}, {allowed} allowed"
                 ));
             }
+        }
+        Ok(())
+    }
+
+    /// P7: a replica that keeps falling has stood for longer each time before it is chosen without need.
+    pub(super) fn damped(&self, setup: &Setup, switched: &Switched) -> Verdict {
+        let choice = matches!(
+            switched.reason,
+            SwitchReason::Failback
+                | SwitchReason::Unwritable
+                | SwitchReason::EchoLost
+                | SwitchReason::Isolated
+        );
+        let dwell = setup.policy.dwell;
+        let told = &self.told[switched.to.index()];
+        let (mut falls, mut after) = (0_u32, self.at);
+        for &down in told.downs.iter().rev() {
+            if after.saturating_sub(down) >= dwell * 8 {
+                break;
+            }
+            falls += 1;
+            after = down;
+        }
+        let stood = self.at.saturating_sub(told.returned);
+        if choice && falls >= 2 && stood < dwell * 2_u32.pow((falls - 2).min(3)) {
+            return Err(format!(
+                "P7 flapping: {} fell {falls} times and was chosen {stood:?} after its return",
+                switched.to
+            ));
+        }
+        Ok(())
+    }
+
+    /// P9: commands wait for an operator's hold, or for a planned move and no longer than it may take.
+    pub(super) fn held(&self, setup: &Setup) -> Verdict {
+        if !self.route.as_ref().is_some_and(|route| route.holding) || self.held {
+            return Ok(());
+        }
+        let Some(moving) = &self.moving else {
+            return Err("P9 hold: commands wait for nothing".to_owned());
+        };
+        let fence = setup.policy.fence;
+        let bound = if fence.is_zero() { MS * 1000 } else { fence * 2 };
+        let since = moving.began.max(self.woke.unwrap_or_default()).max(self.hiccup);
+        if self.at > since + bound + MS * 250 {
+            return Err(format!("P9 hold: commands wait since {:?}", moving.began));
         }
         Ok(())
     }
@@ -210,7 +338,6 @@ impl Oracle {
         setup: &Setup,
         world: &World,
         snapshot: &Snapshot,
-        relayouted: At,
     ) -> Verdict {
         if snapshot.pinned != self.pinned || snapshot.active != self.active() {
             return Err(format!(
@@ -218,7 +345,7 @@ impl Oracle {
                 snapshot.active, snapshot.pinned
             ));
         }
-        let calm = self.at.saturating_sub(relayouted);
+        let calm = self.at.saturating_sub(self.relayouted);
         for view in &snapshot.replicas {
             let id = view.id;
             let blind = self.watched(world, id, |state| !state.answers());
@@ -226,6 +353,11 @@ impl Oracle {
                 return Err(format!(
                     "P5 silence: {id} does not answer for {blind:?} and is {}",
                     view.health
+                ));
+            }
+            if blind >= self.bounds.suspect && view.health == Health::Healthy {
+                return Err(format!(
+                    "P5 silence: {id} does not answer for {blind:?} and is healthy"
                 ));
             }
             let refusing = self.watched(world, id, |state| !state.writes());
