@@ -29,15 +29,38 @@ impl Sim {
         self.rng.between(low, high)
     }
 
+    /// A link may stay broken for long: nobody leaves because of it.
+    fn lasting_link(&mut self) -> Duration {
+        let window = self.setup.policy.heartbeat_timeout;
+        if self.rng.chance(400) {
+            self.rng.between(window * 9, window * 20)
+        } else {
+            self.lasting()
+        }
+    }
+
     /// One fault, and the time of the next.
     pub(super) fn fault(&mut self) {
         let gap = self.fault_gap;
         let wait = self.rng.between(gap / 4, gap * 2);
         self.after(wait, Happening::Fault);
+        if self.setup.links_break {
+            match self.rng.below(10) {
+                0..=4 => self.link_fault(),
+                5..=6 => self.isolate(),
+                7 => self.stall(),
+                _ => {
+                    // Its return begins among broken links.
+                    let lasting = self.setup.policy.heartbeat_timeout * 2;
+                    self.fall(self.setup.preferred, lasting);
+                }
+            }
+            return;
+        }
         match self.rng.below(41) / 2 {
             0..=6 => self.node_fault(),
-            7..=9 => self.link_fault(),
-            10 => self.isolate(),
+            7..=8 => self.link_fault(),
+            9..=10 => self.isolate(),
             11..=12 => self.stall(),
             13 => self.outage(),
             14 => self.flap(),
@@ -147,7 +170,7 @@ impl Sim {
 
     fn link_fault(&mut self) {
         let (a, b) = match self.active {
-            Some(active) if self.rng.chance(300) => (self.setup.preferred, active),
+            Some(active) if self.rng.chance(400) => (self.setup.preferred, active),
             _ => (self.any_node(), self.any_node()),
         };
         if a == b {
@@ -158,9 +181,10 @@ impl Sim {
             Way::Cut,
             Way::Cut,
             Way::Late(self.setup.policy.lag_tolerance + MS * 200),
+            Way::Late(self.setup.policy.lag_tolerance + MS * 200),
             Way::Late(window * 2),
         ]);
-        let lasting = self.lasting();
+        let lasting = self.lasting_link();
         let shards = self.setup.shards(a);
         let only = self.rng.chance(500).then(|| self.rng.below(shards));
         self.set_ways(&[(a, b)], only, way, lasting);
@@ -170,15 +194,13 @@ impl Sim {
     }
 
     fn isolate(&mut self) {
-        let node = self.any_node();
+        let node = match self.active {
+            Some(active) if self.rng.chance(500) => active,
+            _ => self.any_node(),
+        };
         let others = self.setup.ids().filter(|&other| other != node);
         let pairs: Vec<_> = others.flat_map(|other| [(node, other), (other, node)]).collect();
-        let window = self.setup.policy.heartbeat_timeout;
-        let lasting = if self.rng.chance(400) {
-            self.rng.between(window * 9, window * 20)
-        } else {
-            self.lasting()
-        };
+        let lasting = self.lasting_link();
         self.set_ways(&pairs, None, Way::Cut, lasting);
     }
 

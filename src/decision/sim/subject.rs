@@ -254,7 +254,7 @@ impl Subject {
                     replica,
                     shard,
                     kind: ProbeKind::Write,
-                    outcome: Err(_),
+                    outcome: Err(ProbeFailure::Rejected(_)),
                 },
             ) => vec![Input::Probe {
                 replica,

@@ -227,9 +227,15 @@ impl Oracle {
         );
         let state = &world.nodes[from.index()];
         let wrong = match switched.reason {
-            SwitchReason::Refused => state.any_since(short, |state| state == State::Dead),
+            SwitchReason::Refused => {
+                state.any_since(long, |state| state == State::Dead)
+                    && state.any_since(short, |state| !state.answers())
+            }
             SwitchReason::Silent => state.any_since(short, |state| !state.answers()),
-            SwitchReason::Failing => state.any_since(short, |state| state == State::Loading),
+            SwitchReason::Failing => {
+                state.any_since(long, |state| state == State::Loading)
+                    && state.any_since(short, |state| !state.answers())
+            }
             SwitchReason::Unwritable => state.any_since(long, |state| !state.writes()),
             SwitchReason::EchoLost => state.any_since(long, |state| state != State::Up),
             SwitchReason::Isolated => setup.ids().filter(|&other| other != from).all(|other| {
@@ -339,11 +345,14 @@ impl Oracle {
         world: &World,
         snapshot: &Snapshot,
     ) -> Verdict {
-        if snapshot.pinned != self.pinned || snapshot.active != self.active() {
+        if snapshot.pinned != self.pinned {
             return Err(format!(
-                "snapshot: {:?} pinned {:?}",
-                snapshot.active, snapshot.pinned
+                "P10 pin: {:?} was pinned, and {:?} is",
+                self.pinned, snapshot.pinned
             ));
+        }
+        if snapshot.active != self.active() {
+            return Err(format!("snapshot: {:?} is active", snapshot.active));
         }
         let calm = self.at.saturating_sub(self.relayouted);
         for view in &snapshot.replicas {
