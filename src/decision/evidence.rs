@@ -90,7 +90,8 @@ pub(super) struct Writes {
     pub(super) writable: Option<bool>,
     /// Failures in a row.
     pub(super) failures: u32,
-    oks: u32,
+    /// Accepted in a row.
+    pub(super) oks: u32,
     /// Whether the newest failure was no answer at all.
     pub(super) unanswered: bool,
     /// The newest failure, in words.
