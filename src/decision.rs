@@ -25,6 +25,8 @@ mod select;
 #[cfg(test)]
 mod sim;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 mod tilt;
 mod timer;
 mod view;

@@ -470,6 +470,44 @@ async fn a_pin_that_cannot_be_written_is_in_force_and_said_so() {
 }
 
 #[tokio::test]
+async fn a_pin_asked_for_again_is_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("not-yet").join("state.json");
+    let mut world = World::start(Some(&path));
+    world.feed(&[A, B]);
+    world.settled().await;
+    answer(world.ask(Request::Pin { replica: A }).await)
+        .await
+        .unwrap_err();
+    std::fs::create_dir(dir.path().join("not-yet")).unwrap();
+    answer(world.ask(Request::Pin { replica: A }).await)
+        .await
+        .unwrap();
+    assert_eq!(state::load(&path).unwrap().as_deref(), Some("local"));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn an_unpin_forgets_a_replica_that_is_gone_and_garbage_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.json");
+    for text in ["{\"pinned\":\"elsewhere\"}", "garbage"] {
+        std::fs::write(&path, text).unwrap();
+        let mut world = World::start(Some(&path));
+        world.feed(&[A, B]);
+        world.settled().await;
+        let words = answer(world.ask(Request::Unpin).await).await.unwrap();
+        assert_eq!(words, "nothing was pinned");
+        assert_eq!(
+            state::load(&path).unwrap(),
+            None,
+            "it would be pinned again by a restart"
+        );
+        world.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn a_shutdown_waits_for_the_pin() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.json");

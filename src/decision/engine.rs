@@ -264,7 +264,7 @@ impl Engine {
                         .evidence
                         .echo_heard(usize::from(shard.0), seq);
                     if let Some(tilt) = self.tilt.as_mut().filter(|_| self.active == Some(from)) {
-                        tilt.active_heard();
+                        tilt.active_heard(age, now);
                     }
                 }
             }
@@ -282,9 +282,9 @@ impl Engine {
                 }
                 if let Some(tilt) = self.tilt.as_mut().filter(|_| self.active == Some(replica))
                     && kind == ProbeKind::Ping
-                    && outcome.is_ok()
+                    && let Ok(rtt) = outcome
                 {
-                    tilt.active_answered();
+                    tilt.active_answered(rtt, now);
                 }
             }
             Input::Subscribed { replica } => {

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | PING answered | liveness, and proof |
 //! | write answered | liveness, and proof of writability of its shard |
-//! | heartbeat accepted | liveness; starts the wait for its echo |
+//! | heartbeat accepted | ends a row of refusals, no more (a replica that loads accepts it too); starts the wait for its echo |
 //! | alive on the data plane | liveness only |
 //! | refused | hard: a few in a row are enough |
 //! | broken, timeouts, rejected on the data plane | soft: only together, and only with silence |
@@ -31,8 +31,12 @@ pub(super) struct Evidence {
     pub(super) beats: Vec<Beats>,
     /// By shard.
     pub(super) writes: Vec<Writes>,
+    /// When a PING or a write was last answered well.
+    pub(super) answered: Option<Moment>,
+    /// A PING failed, or a write probe was refused, since then.
+    pub(super) failed_since: bool,
     /// When the data plane last had an answer.
-    pub(super) alive: Option<Moment>,
+    alive: Option<Moment>,
     /// When the monitor's subscription was last established.
     pub(super) subscribed: Option<Moment>,
     /// When the engine began to watch.
@@ -86,7 +90,8 @@ pub(super) struct Writes {
     pub(super) writable: Option<bool>,
     /// Failures in a row.
     pub(super) failures: u32,
-    oks: u32,
+    /// Accepted in a row.
+    pub(super) oks: u32,
     /// Whether the newest failure was no answer at all.
     pub(super) unanswered: bool,
     /// The newest failure, in words.
@@ -99,6 +104,8 @@ impl Evidence {
             pings: vec![Ping::default(); shards],
             beats: vec![Beats::default(); shards],
             writes: vec![Writes::default(); shards],
+            answered: None,
+            failed_since: false,
             alive: None,
             subscribed: None,
             born: now,
@@ -114,9 +121,15 @@ impl Evidence {
         self.writes = vec![Writes::default(); shards];
     }
 
-    /// The newest answer of any kind to a request: a PING's (of the whole replica) or one on the data plane.
+    /// The newest answer of any kind to a request: to a PING, a write or a command of the data plane. (PING and write
+    /// go over connections of their own, so that one that is stuck is no dead replica.)
     pub(super) fn live(&self) -> Option<Moment> {
-        self.pings[0].ok.max(self.alive)
+        self.answered.max(self.alive)
+    }
+
+    fn well(&mut self, now: Moment) {
+        self.answered = Some(now);
+        self.failed_since = false;
     }
 
     /// Where connects to `shard` are counted: a shard that is not probed by itself shares the replica's endpoint.
@@ -150,9 +163,11 @@ impl Evidence {
                 ping.rejected = 0;
                 ping.rejected_since = None;
                 ping.refused = 0;
+                self.well(now);
             }
             Err(ProbeFailure::Timeout) if tilt => {}
             Err(failure) => {
+                self.failed_since = true;
                 ping.failures = ping.failures.saturating_add(1);
                 match failure {
                     ProbeFailure::Refused => ping.refused = ping.refused.saturating_add(1),
@@ -188,11 +203,13 @@ impl Evidence {
                     writes.writable = Some(true);
                 }
                 self.endpoint(shard).refused = 0;
+                self.well(now);
             }
             Err(ProbeFailure::Timeout) if tilt => {}
             Err(ProbeFailure::Timeout) => writes.fail(true, "no answer"),
             Err(ProbeFailure::Rejected(word)) => writes.fail(false, word),
             Err(ProbeFailure::Refused) => {
+                self.failed_since = true;
                 let endpoint = self.endpoint(shard);
                 endpoint.refused = endpoint.refused.saturating_add(1);
             }

@@ -12,9 +12,9 @@
 //! failback, pin or unpin, or until an automatic failover.
 //!
 //! The proof: healthy, not damped, in sync with every live replica, both ways with the active on every shard within
-//! tolerance, writable on every shard. Any break starts the grace again; so does an own stall, in which nobody watched.
-//! A relapse soon after a failback, or a failback called off, doubles the next grace (at most eight times); a stable
-//! stay halves it again.
+//! tolerance, writable on every shard. Any break starts the grace again, and calls a move under way off; so does an own
+//! stall, in which nobody watched. A relapse soon after a failback, or a failback called off, doubles the next grace
+//! (at most eight times); a stable stay halves it again.
 //!
 //! A staged return of reads belongs between grace and move: its steps split [`Engine::read_split`] and come before the
 //! fenced move of the writes.
@@ -164,14 +164,17 @@ impl Engine {
 
     /// An operator's failback: the same proof, without the rest of the grace. In words what is missing, if anything is.
     pub(super) fn failback_refusal(&self, now: Moment) -> Option<String> {
+        self.failback_broken(true, now)
+    }
+
+    /// Why a return under way has to be called off: its proof no longer holds. An operator who asked takes damping
+    /// upon himself.
+    pub(super) fn failback_broken(&self, asked: bool, now: Moment) -> Option<String> {
         let missing = self
             .missing(now)
-            .filter(|missing| !matches!(missing, Missing::Damped(_)))?;
-        Some(format!(
-            "{} is not fit: {}",
-            self.name(self.preferred),
-            self.missing_words(missing, now)
-        ))
+            .filter(|missing| !asked || !matches!(missing, Missing::Damped(_)))?;
+        let words = self.missing_words(missing, now);
+        Some(format!("{} is not fit: {words}", self.name(self.preferred)))
     }
 
     fn missing(&self, now: Moment) -> Option<Missing> {

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Past a window means, in this order: refused (hard: a few in a row), failing (PING answered with errors), silent (no
-//! PING answered and nothing alive on the data plane), echo lost. Soft evidence makes suspect; only together with
+//! PING or write answered and nothing alive on the data plane), echo lost. Soft evidence makes suspect; only together with
 //! silence of half a window does it make down.
 
 use std::fmt;
@@ -100,7 +100,7 @@ impl fmt::Display for Finding {
                 write!(f, "{times} refused connects in a row (limit {limit})")
             }
             Finding::Silent { quiet, limit, soft } => {
-                write!(f, "no PING answer for {} (limit {})", Secs(*quiet), Secs(*limit))?;
+                write!(f, "no answer for {} (limit {})", Secs(*quiet), Secs(*limit))?;
                 if *soft > 0 {
                     write!(f, ", {soft} broken or timed-out connections meanwhile")?;
                 }
@@ -405,8 +405,8 @@ impl Standing {
         }
     }
 
-    /// Takes one judgement; returns the health before, when it changed. Down ends with an answered PING only: error
-    /// answers on the data plane show life, not that it is over.
+    /// Takes one judgement; returns the health before, when it changed. Down ends with an answered PING or write only:
+    /// error answers on the data plane show life, not that it is over.
     pub(super) fn update(
         &mut self,
         judgement: Judgement,
@@ -420,7 +420,7 @@ impl Standing {
         match level {
             Level::Past(Cause::EchoLost) => {}
             Level::Past(_) => self.dumb = Some(now),
-            _ if before == Health::Down && self.dumb > evidence.pings[0].ok => return None,
+            _ if before == Health::Down && self.dumb > evidence.answered => return None,
             _ => self.dumb = None,
         }
         self.finding = finding;

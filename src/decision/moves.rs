@@ -162,8 +162,9 @@ impl Engine {
             self.call_off(&why);
             return;
         }
-        if moving.reason == SwitchReason::Failback && target.evidence.writable() == Some(false) {
-            let why = format!("{} refuses writes", self.name(to));
+        if moving.reason == SwitchReason::Failback
+            && let Some(why) = self.failback_broken(moving.asked.is_some(), now)
+        {
             self.call_off(&why);
             return;
         }

@@ -1,7 +1,8 @@
 //! What operators ask. Each request gets exactly one answer: now, or when its move has ended.
 //!
-//! An operator's word wins over dwell, damping, grace and tilt; not over a move that is under way, and not over a replica
-//! that does not answer (except by a pin, which is meant to be obeyed whatever happens).
+//! An operator's word wins over dwell, damping, grace and tilt; not over a move that is under way (except that an unpin
+//! calls a pin's off), and not over a replica that does not answer or refuses writes (except by a pin, which is meant
+//! to be obeyed whatever happens).
 
 use std::time::Duration;
 
@@ -61,7 +62,10 @@ impl Engine {
         if let Some(refusal) = self.refuse_pinned() {
             return Some(Err(refusal));
         }
-        if let Some(refusal) = self.refuse_target(to) {
+        if let Some(refusal) = self
+            .refuse_target(to)
+            .or_else(|| self.refuse_unwritable(active, to, now))
+        {
             return Some(Err(refusal));
         }
         let why = if words.is_empty() {
@@ -133,6 +137,19 @@ impl Engine {
             .then(|| format!("{} is {}: {}", self.name(to), standing.health, standing.finding))
     }
 
+    /// A switch to a replica that refuses writes would be undone at once; a pin would not.
+    fn refuse_unwritable(&self, active: ReplicaId, to: ReplicaId, now: Moment) -> Option<String> {
+        let unwritable = |id: ReplicaId| self.replicas[id.index()].evidence.writable() == Some(false);
+        let answers = self.replicas[active.index()].standing.answers();
+        (answers && unwritable(to) && !unwritable(active)).then(|| {
+            let words = self.fitness_words(to, now);
+            format!(
+                "{} is stale: {words}; pin it to go there all the same",
+                self.name(to)
+            )
+        })
+    }
+
     /// A planned move when both ends answer, otherwise the change at once.
     fn move_or_go(&mut self, active: ReplicaId, wish: Wish, now: Moment) -> Option<Result<String, String>> {
         let alive = self.replicas[active.index()].standing.answers();
@@ -158,23 +175,30 @@ impl Engine {
         Some(Ok(done))
     }
 
-    /// Sets or takes away the pin, and has it remembered.
+    /// Sets or takes away the pin, and has it remembered: also when it is in force already, since what is on disk may
+    /// differ (the last write failed, or it names a replica that is no longer there).
     pub(super) fn set_pin(&mut self, pin: Option<ReplicaId>) {
-        if self.pinned == pin {
-            return;
-        }
-        self.pinned = pin;
         self.outputs.push_back(Output::RememberPin(pin));
-        self.tell(Event::Pinned { replica: pin });
+        if self.pinned != pin {
+            self.pinned = pin;
+            self.tell(Event::Pinned { replica: pin });
+        }
     }
 
     fn unpin(&mut self) -> String {
         self.failback.suspended = false;
-        match self.pinned {
-            Some(pin) => {
-                self.set_pin(None);
-                format!("{} is no longer pinned", self.name(pin))
-            }
+        let pinning = self
+            .moving
+            .as_ref()
+            .is_some_and(|moving| moving.reason == SwitchReason::Pin);
+        if pinning {
+            // Otherwise the older word would win when its move ends.
+            self.call_off("an operator unpinned meanwhile");
+        }
+        let pinned = self.pinned;
+        self.set_pin(None);
+        match pinned {
+            Some(pin) => format!("{} is no longer pinned", self.name(pin)),
             None => "nothing was pinned".to_owned(),
         }
     }

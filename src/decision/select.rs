@@ -27,12 +27,13 @@ pub(super) enum Class {
 type Rank = (Class, bool, u8, Reverse<u32>, Duration, ReplicaId);
 
 impl Engine {
-    /// Whether `id` answered a PING just now: the evidence that a move to it needs.
+    /// Whether `id` answered a PING or a write just now, and failed neither since: the evidence that a move to it needs.
     pub(super) fn freshly_answers(&self, id: ReplicaId, now: Moment) -> bool {
         let replica = &self.replicas[id.index()];
         let known = replica.standing.answers() || replica.standing.health == Health::Unknown;
-        let ping = &replica.evidence.pings[0];
-        known && ping.failures == 0 && ping.ok.is_some_and(|ok| now.since(ok) < self.windows.suspect)
+        let evidence = &replica.evidence;
+        let recent = |ok| now.since(ok) < self.windows.suspect;
+        known && !evidence.failed_since && evidence.answered.is_some_and(recent)
     }
 
     /// How usable `id` is, were it chosen now.

@@ -4,8 +4,8 @@
 //!            a gap between two calls beyond tilt_after
 //!   level ─────────────────────────────────────────────▶ tilted ──┐ another gap: from the start
 //!     ▲                                                     │ ▲───┘
-//!     └──── the active answered and was heard, or one ──────┘
-//!           silence window went by awake
+//!     └──── the active answered and was heard, asked ───────┘
+//!           after the wake, or one silence window went by
 //! ```
 //!
 //! While tilted, evidence is taken (time-outs and late heartbeats are not held against anyone), operators are obeyed,
@@ -35,14 +35,15 @@ impl Tilt {
         }
     }
 
-    /// The active replica answered a PING.
-    pub(super) fn active_answered(&mut self) {
-        self.answered = true;
+    /// The active replica answered a PING that took `rtt`. An answer to what was asked before the wake lay in a socket
+    /// meanwhile, and says nothing of now.
+    pub(super) fn active_answered(&mut self, rtt: Duration, now: Moment) {
+        self.answered |= rtt <= now.since(self.since);
     }
 
-    /// The active replica's own echo came in time.
-    pub(super) fn active_heard(&mut self) {
-        self.heard = true;
+    /// The active replica's own echo came, `age` after it was sent; the same holds for it.
+    pub(super) fn active_heard(&mut self, age: Duration, now: Moment) {
+        self.heard |= age <= now.since(self.since);
     }
 
     /// Another replica is active: its evidence is what counts.

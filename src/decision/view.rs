@@ -8,6 +8,7 @@ use super::fitness::{Ground, GroundWords};
 use super::health::Secs;
 use super::moment::Moment;
 use super::snapshot::{LinkView, ReplicaView, ShardView, Snapshot};
+use super::windows::WRITES_IN_A_ROW;
 use crate::replica::{ReplicaId, ShardId};
 
 impl Engine {
@@ -91,10 +92,17 @@ impl Engine {
         let Some((shard, writes)) = refused else {
             return String::new();
         };
-        let mut words = format!(
-            "shard {shard}: {} write probes in a row failed ({})",
-            writes.failures, writes.word
-        );
+        let mut words = match (writes.failures, writes.oks) {
+            (0, 0) => format!("shard {shard}: a write probe waits for its answer"),
+            (0, oks) => format!(
+                "shard {shard}: {oks} of {WRITES_IN_A_ROW} write probes accepted since it failed ({})",
+                writes.word
+            ),
+            (failures, _) => format!(
+                "shard {shard}: {failures} write probes in a row failed ({})",
+                writes.word
+            ),
+        };
         if let Some(ok) = writes.ok {
             words = format!("{words}, last accepted {} ago", Secs(now.since(ok)));
         }

@@ -25,7 +25,7 @@ const TICK_CAP: Duration = Duration::from_millis(100);
 /// Durations derived from the [`Policy`].
 #[derive(Clone, Debug)]
 pub(super) struct Windows {
-    /// No PING answered and nothing alive on the data plane for this long: silent. The heartbeat time-out, but never
+    /// No PING or write answered and nothing alive on the data plane for this long: silent. The heartbeat time-out, but never
     /// less than two probes.
     pub(super) silence: Duration,
     /// The same while the own echo still arrives: one stuck connection is not a dead replica.
@@ -39,8 +39,9 @@ pub(super) struct Windows {
     pub(super) link: Duration,
     /// Own heartbeats sent and unheard for this long: suspect.
     pub(super) echo_suspect: Duration,
-    /// No write accepted for this long, while PING is answered: not writable. One probe more than `silence`, so that a
-    /// hung replica is called silent, not unwritable.
+    /// No write accepted for this long, while PING is answered: not writable. Longer than `silence`, so that a hung
+    /// replica is called silent, not unwritable; and by two probes, so that a single one that is lost is no verdict: it
+    /// is given up after the heartbeat time-out at the latest, and then the next one must have its chance.
     pub(super) write: Duration,
     /// Continuous positive evidence of every kind that turns `recovering` into `healthy`.
     pub(super) recover: Duration,
@@ -69,7 +70,7 @@ impl Windows {
             fresh_age: policy.heartbeat_timeout,
             link: policy.heartbeat_timeout.max(interval.saturating_mul(3)),
             echo_suspect: (policy.heartbeat_timeout / 2).max(interval.saturating_mul(2)),
-            write: silence.saturating_add(policy.probe_interval),
+            write: silence.saturating_add(policy.probe_interval.saturating_mul(2)),
             recover: interval.saturating_mul(3),
             clear: interval,
             startup: policy.heartbeat_timeout.min(STARTUP_CAP),

@@ -29,22 +29,46 @@ impl Sim {
         self.rng.between(low, high)
     }
 
+    /// A link may stay broken for long: nobody leaves because of it.
+    fn lasting_link(&mut self) -> Duration {
+        let window = self.setup.policy.heartbeat_timeout;
+        if self.rng.chance(400) {
+            self.rng.between(window * 9, window * 20)
+        } else {
+            self.lasting()
+        }
+    }
+
     /// One fault, and the time of the next.
     pub(super) fn fault(&mut self) {
         let gap = self.fault_gap;
         let wait = self.rng.between(gap / 4, gap * 2);
         self.after(wait, Happening::Fault);
-        match self.rng.below(20) {
+        if self.setup.links_break {
+            match self.rng.below(10) {
+                0..=4 => self.link_fault(),
+                5..=6 => self.isolate(),
+                7 => self.stall(),
+                _ => {
+                    // Its return begins among broken links.
+                    let lasting = self.setup.policy.heartbeat_timeout * 2;
+                    self.fall(self.setup.preferred, lasting);
+                }
+            }
+            return;
+        }
+        match self.rng.below(41) / 2 {
             0..=6 => self.node_fault(),
-            7..=9 => self.link_fault(),
-            10 => self.isolate(),
+            7..=8 => self.link_fault(),
+            9..=10 => self.isolate(),
             11..=12 => self.stall(),
             13 => self.outage(),
             14 => self.flap(),
             15 => self.kill_twice(),
             16 => self.blip(),
             17..=18 => self.broken_link(),
-            _ => self.relayout(),
+            19 => self.relayout(),
+            _ => self.restart(),
         }
     }
 
@@ -145,7 +169,10 @@ impl Sim {
     }
 
     fn link_fault(&mut self) {
-        let (a, b) = (self.any_node(), self.any_node());
+        let (a, b) = match self.active {
+            Some(active) if self.rng.chance(400) => (self.setup.preferred, active),
+            _ => (self.any_node(), self.any_node()),
+        };
         if a == b {
             return;
         }
@@ -154,9 +181,10 @@ impl Sim {
             Way::Cut,
             Way::Cut,
             Way::Late(self.setup.policy.lag_tolerance + MS * 200),
+            Way::Late(self.setup.policy.lag_tolerance + MS * 200),
             Way::Late(window * 2),
         ]);
-        let lasting = self.lasting();
+        let lasting = self.lasting_link();
         let shards = self.setup.shards(a);
         let only = self.rng.chance(500).then(|| self.rng.below(shards));
         self.set_ways(&[(a, b)], only, way, lasting);
@@ -166,10 +194,13 @@ impl Sim {
     }
 
     fn isolate(&mut self) {
-        let node = self.any_node();
+        let node = match self.active {
+            Some(active) if self.rng.chance(500) => active,
+            _ => self.any_node(),
+        };
         let others = self.setup.ids().filter(|&other| other != node);
         let pairs: Vec<_> = others.flat_map(|other| [(node, other), (other, node)]).collect();
-        let lasting = self.lasting();
+        let lasting = self.lasting_link();
         self.set_ways(&pairs, None, Way::Cut, lasting);
     }
 
@@ -278,6 +309,26 @@ impl Sim {
         self.after(wait, Happening::Resubscribe { node });
     }
 
+    /// The sidecar dies and is started again: a new incarnation that remembers the pin and hears no old heartbeat.
+    fn restart(&mut self) {
+        if !self.started {
+            return;
+        }
+        self.note(|| String::from("TRUTH the sidecar is restarted"));
+        self.forget_the_sidecar();
+        for i in 0..self.setup.members.len() {
+            self.probing[i] = [Vec::new(), Vec::new()];
+            self.quick_retries[i] = 0;
+            self.stuck[i].clear();
+            self.seqs[i].clear();
+            self.layout[i] += 1;
+            self.world.subscribed[i] = false;
+            self.world.noise[i] = self.at;
+            self.world.backlog[i].iter_mut().flatten().for_each(Vec::clear);
+        }
+        self.start_sidecar();
+    }
+
     pub(super) fn resubscribe(&mut self, node: ReplicaId) {
         match self.world.state(node) {
             State::Dead => {}
@@ -305,7 +356,8 @@ impl Sim {
     }
 
     fn relayout(&mut self) {
-        if self.setup.members.iter().all(|member| member.shards == 1) {
+        let frozen = self.at < self.frozen_until;
+        if frozen || self.setup.members.iter().all(|member| member.shards == 1) {
             return;
         }
         let node = self.any_node();
@@ -321,7 +373,6 @@ impl Sim {
         for other in self.setup.ids() {
             self.world.noise[other.index()] = self.at;
         }
-        self.relayouted = self.at;
         self.probing[i] = [Vec::new(), Vec::new()];
         self.relayout_engine(node);
         self.layout[i] += 1;

@@ -1,19 +1,20 @@
 //! The oracle: the promises, checked against the truth after every call.
 //!
 //! It shares no code with the engine and keeps its own books: what was delivered and when, what moves are under way,
-//! when the sidecar stalled. Safety properties are named after the promises of the design (P5 … P10), liveness
+//! when the sidecar stalled. This file keeps them; `safety` and `liveness` judge. Safety properties are named after the promises of the design (P5 … P10), liveness
 //! properties L1 … L4. Where the truth cannot be known yet, it waits for a bound computed from the policy.
+
+mod liveness;
+mod safety;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::setup::Setup;
-use super::world::{At, State, Way, World};
+use super::world::{At, State, World};
 use crate::decision::event::{
-    Event, Fitness, Health, Input, Output, ProbeKind, Request, RouteOrder, SwitchReason, Switched,
+    Event, Health, Input, Output, ProbeKind, Request, RouteOrder, SwitchReason, Switched,
 };
-use crate::decision::policy::OnFenceTimeout;
-use crate::decision::snapshot::Snapshot;
 use crate::replica::{ReplicaId, ShardId};
 
 const MS: Duration = Duration::from_millis(1);
@@ -29,6 +30,8 @@ pub(super) struct Bounds {
     blind: Duration,
     /// A replica that does not take writes is called not writable by then.
     write: Duration,
+    /// A replica that does not answer is no longer called healthy by then.
+    suspect: Duration,
     /// A link that delivers nothing fresh is called down by then.
     link: Duration,
     /// All is known of a replica that has been well for so long.
@@ -43,6 +46,7 @@ impl Bounds {
         Bounds {
             silence,
             blind: silence * 3 / 2 + policy.probe_interval * 2 + MS * 300,
+            suspect: (silence / 2).max(policy.probe_interval * 3 / 2) + policy.probe_interval + MS * 300,
             write: silence + policy.probe_interval * 3 + setup.probe_timeout * 2 + MS * 300,
             link: link + policy.heartbeat_timeout + MS * 300,
             settle: silence * 3 + policy.heartbeat_interval * 5 + setup.probe_timeout * 2 + MS * 300,
@@ -51,13 +55,16 @@ impl Bounds {
 }
 
 /// What the engine was told of one replica.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Told {
     ping_ok: Option<At>,
     ping_failed: bool,
-    downs: u32,
-    last_down: Option<At>,
+    /// A PING or a write was answered.
+    answered: Option<At>,
     resubscribed: At,
+    /// When the engine called it down, having known it; and when that last ended.
+    downs: Vec<At>,
+    returned: At,
 }
 
 /// A planned move, as seen from outside.
@@ -76,12 +83,16 @@ struct Moving {
 /// The books.
 pub(super) struct Oracle {
     at: At,
+    /// When this life of the sidecar began.
+    born: At,
     bounds: Bounds,
     told: Vec<Told>,
     /// The sidecar last woke from a stall, and what came of the active since.
     woke: Option<At>,
     settled: bool,
     last_call: At,
+    /// A replica's layout last changed.
+    relayouted: At,
     /// The sidecar last lost some time, though too little for tilt.
     hiccup: At,
     active_answered: bool,
@@ -94,7 +105,13 @@ pub(super) struct Oracle {
     pending: BTreeMap<u64, At>,
     answered: BTreeSet<u64>,
     pinned: Option<ReplicaId>,
+    /// An operator holds.
+    held: bool,
+    /// An operator chose the active replica, which is not the preferred one.
     suspended: bool,
+    /// The newest return to the preferred replica, and how many in a row did not last for one grace.
+    failed_back: Option<At>,
+    relapses: u32,
     switched: Option<(At, Switched)>,
     last_automatic: Option<(At, SwitchReason)>,
     /// Automatic switches that dwell counts.
@@ -108,12 +125,14 @@ impl Oracle {
     pub(super) fn new(setup: &Setup) -> Oracle {
         Oracle {
             at: At::ZERO,
+            born: At::ZERO,
             bounds: Bounds::new(setup),
             told: vec![Told::default(); setup.members.len()],
             woke: None,
             settled: true,
             last_call: At::ZERO,
             hiccup: At::ZERO,
+            relayouted: At::ZERO,
             active_answered: false,
             active_heard: false,
             route: None,
@@ -123,7 +142,10 @@ impl Oracle {
             pending: BTreeMap::new(),
             answered: BTreeSet::new(),
             pinned: setup.pinned,
+            held: false,
             suspended: false,
+            failed_back: None,
+            relapses: 0,
             switched: None,
             last_automatic: None,
             counted: Vec::new(),
@@ -131,6 +153,28 @@ impl Oracle {
             tilt: false,
             reached: BTreeMap::new(),
         }
+    }
+
+    /// The sidecar was restarted: all that it knew is gone, but for the pin.
+    pub(super) fn restarted(&mut self, at: At, setup: &Setup) {
+        let before = std::mem::replace(self, Oracle::new(setup));
+        self.at = at;
+        self.born = at;
+        self.last_call = at;
+        self.hiccup = at;
+        self.active_since = at;
+        self.relayouted = at;
+        // Nobody watched before: as after a stall, but nothing forbids to act.
+        self.woke = Some(at);
+        self.pinned = before.pinned;
+        self.answered = before.answered;
+        self.reached = before.reached;
+        self.reach("restart");
+    }
+
+    /// The pin that a restart would find.
+    pub(super) fn pinned(&self) -> Option<ReplicaId> {
+        self.pinned
     }
 
     pub(super) fn reached(&self) -> &BTreeMap<&'static str, u64> {
@@ -162,6 +206,8 @@ impl Oracle {
         self.asking = None;
         self.settled |= self.proved_since_stall();
         let active = self.active();
+        // What was asked or sent before the wake says nothing of now.
+        let since_wake = self.awake() + MS * 3;
         match input {
             Some(Input::Probe {
                 replica,
@@ -171,13 +217,20 @@ impl Oracle {
             }) => {
                 let told = &mut self.told[replica.index()];
                 told.ping_failed = outcome.is_err();
-                if outcome.is_ok() {
+                if let Ok(rtt) = outcome {
                     told.ping_ok = Some(at);
-                    self.active_answered |= active == Some(*replica);
+                    told.answered = Some(at);
+                    self.active_answered |= active == Some(*replica) && *rtt <= since_wake;
                 }
             }
+            Some(Input::Probe {
+                replica,
+                kind: ProbeKind::Write,
+                outcome: Ok(_),
+                ..
+            }) => self.told[replica.index()].answered = Some(at),
             Some(Input::HeartbeatHeard { from, to, age, .. }) if from == to => {
-                self.active_heard |= active == Some(*from) && *age <= setup.policy.heartbeat_timeout;
+                self.active_heard |= active == Some(*from) && *age <= since_wake;
             }
             Some(Input::Subscribed { replica }) => self.told[replica.index()].resubscribed = at,
             Some(Input::Drained { epoch }) => {
@@ -199,6 +252,14 @@ impl Oracle {
             }
             _ => {}
         }
+        self.settled |= self.proved_since_stall();
+    }
+
+    /// The replica's layout changes: no call in time, but the engine may act.
+    pub(super) fn relayout(&mut self, at: At) {
+        self.at = at;
+        self.relayouted = at;
+        self.asking = None;
     }
 
     /// Whether this call brings an operator's wish to move, not answered yet.
@@ -241,13 +302,16 @@ impl Oracle {
         held.min(self.awake())
     }
 
-    /// A PING of `id` was answered lately, none failed since, and it is true.
+    /// A PING of `id` was answered lately, none failed since, and it has been true ever since.
     fn answers_freshly(&self, setup: &Setup, world: &World, id: ReplicaId) -> bool {
         let told = &self.told[id.index()];
         let window = (self.bounds.silence / 2).max(setup.policy.probe_interval * 3 / 2);
-        world.state(id).answers()
-            && !told.ping_failed
-            && told.ping_ok.is_some_and(|ok| self.at.saturating_sub(ok) < window)
+        let answering = world.nodes[id.index()].held(self.at, State::answers);
+        !told.ping_failed
+            && told.ping_ok.is_some_and(|ok| {
+                let ago = self.at.saturating_sub(ok);
+                ago < window && answering.is_some_and(|answering| ago <= answering)
+            })
     }
 
     /// Checks one output.
@@ -309,9 +373,12 @@ impl Oracle {
         }
         match (&self.asking, result) {
             (Some((_, Request::Unpin)), Ok(_)) => self.suspended = false,
+            (Some((_, Request::Hold)), Ok(_)) => self.held = true,
+            (Some((_, Request::Resume)), Ok(_)) => self.held = false,
             (Some((_, Request::Pin { replica })), Ok(_)) if self.pinned != Some(*replica) => {
                 return Err(format!("P10 pin: granted, but {:?} is pinned", self.pinned));
             }
+            (Some((_, Request::Pin { .. })), Ok(_)) => self.suspended = false,
             _ => {}
         }
         Ok(())
@@ -320,14 +387,15 @@ impl Oracle {
     fn on_event(&mut self, setup: &Setup, world: &World, event: &Event) -> Verdict {
         match event {
             Event::Health {
-                replica,
-                to: Health::Down,
-                from,
-                ..
-            } if *from != Health::Unknown => {
+                replica, from, to, ..
+            } => {
                 let told = &mut self.told[replica.index()];
-                told.downs += 1;
-                told.last_down = Some(self.at);
+                match (from, to) {
+                    (Health::Unknown, Health::Down) => {}
+                    (_, Health::Down) => told.downs.push(self.at),
+                    (Health::Down, _) => told.returned = self.at,
+                    _ => {}
+                }
                 Ok(())
             }
             Event::Tilt { on, .. } => {
@@ -350,10 +418,16 @@ impl Oracle {
                     shards: 0,
                     heard: BTreeSet::new(),
                 });
-                if asked {
-                    Ok(())
-                } else {
-                    self.proved(setup, world, *to)
+                match &self.asking {
+                    Some((_, Request::Failback)) if asked => {
+                        self.suspended = false;
+                        self.fit_to_return(setup, world, *to)
+                    }
+                    _ if asked => Ok(()),
+                    _ if self.suspended => {
+                        Err("P10 operator: a failback began though an operator chose the active".to_owned())
+                    }
+                    _ => self.proved(setup, world, *to),
                 }
             }
             Event::Move { what, .. } if what.starts_with("called off") => {
@@ -368,46 +442,6 @@ impl Oracle {
             Event::Switched(switched) => self.on_switched(setup, world, switched),
             _ => Ok(()),
         }
-    }
-
-    /// P8: an automatic failback has had its whole grace of truth.
-    fn proved(&self, setup: &Setup, world: &World, to: ReplicaId) -> Verdict {
-        let grace = setup.policy.grace;
-        let fail = |what: &str, end: At| {
-            Err(format!(
-                "P8 failback: began at {:?}, {what} until {end:?}, grace {grace:?}",
-                self.at
-            ))
-        };
-        if to != setup.preferred {
-            return Err(format!("P8 failback: to {to}, which is not preferred"));
-        }
-        if self.at < self.active_since + grace {
-            return fail("another replica became active only", self.active_since);
-        }
-        let state = &world.nodes[to.index()];
-        let unfit = |state: State| !state.fit();
-        if let Some(end) = state.last_stretch(self.at, self.bounds.write * 2, unfit)
-            && self.at < end + grace
-            && self.woke.is_none_or(|woke| woke + self.bounds.write < end)
-        {
-            return fail("the replica was unfit", end);
-        }
-        if let Some(woke) = self.woke.filter(|woke| self.at < *woke + grace) {
-            return fail("the sidecar slept", woke);
-        }
-        let active = self.active().unwrap_or(to);
-        for (from, to) in [(active, to), (to, active)] {
-            for way in &world.ways[from.index()][to.index()] {
-                let bad = |way: Way| !matches!(way, Way::Open(_));
-                if let Some(end) = way.last_stretch(self.at, self.bounds.link * 2, bad)
-                    && self.at < end + grace
-                {
-                    return fail(&format!("{from}->{to} was bad"), end);
-                }
-            }
-        }
-        Ok(())
     }
 
     fn on_switched(&mut self, setup: &Setup, world: &World, switched: &Switched) -> Verdict {
@@ -441,6 +475,16 @@ impl Oracle {
         if automatic && self.tilted() {
             return Err(format!("tilt: switched for {reason}"));
         }
+        if reason == SwitchReason::Startup
+            && self.pinned.is_none()
+            && switched.to != setup.preferred
+            && self.answers_freshly(setup, world, setup.preferred)
+        {
+            return Err(format!(
+                "P6 preference: began with {}, and the preferred one answers",
+                switched.to
+            ));
+        }
         if let Some(moving) = moving.filter(|_| !route.abandon_others && reason != SwitchReason::Startup) {
             self.fenced(setup, &moving, switched)?;
         } else if at_once && !automatic && reason != SwitchReason::Startup {
@@ -450,361 +494,29 @@ impl Oracle {
             self.target(setup, world, switched)?;
             self.no_false_alarm(setup, world, switched)?;
             self.dwelt(setup, reason)?;
+            self.damped(setup, switched)?;
             self.last_automatic = Some((self.at, reason));
         }
         self.suspended = match reason {
             SwitchReason::Operator => switched.to != setup.preferred,
             _ => false,
         };
+        if reason == SwitchReason::Failback {
+            self.failed_back = Some(self.at);
+        } else if automatic && switched.from == Some(setup.preferred) {
+            let soon = self
+                .failed_back
+                .take()
+                .is_some_and(|done| self.at < done + setup.policy.grace);
+            self.relapses = if soon { self.relapses + 1 } else { 0 };
+            if soon {
+                self.reach("relapse");
+            }
+        }
         self.active_since = self.at;
         self.active_answered = false;
         self.active_heard = false;
         self.switched = Some((self.at, switched.clone()));
-        Ok(())
-    }
-
-    /// P9: drained, and the fence heard on every shard, unless the policy says otherwise.
-    fn fenced(&self, setup: &Setup, moving: &Moving, switched: &Switched) -> Verdict {
-        let policy = &setup.policy;
-        let proceed = policy.on_fence_timeout == OnFenceTimeout::Proceed;
-        let waited = self.at.saturating_sub(moving.began);
-        let drain = if policy.fence.is_zero() {
-            MS * 1000
-        } else {
-            policy.fence
-        };
-        if switched.to != moving.to {
-            return Err(format!(
-                "P9 fence: the move was to {}, the switch to {}",
-                moving.to, switched.to
-            ));
-        }
-        let excused = proceed && waited >= drain;
-        if !moving.drained && !excused {
-            return Err("P9 fence: not drained".to_owned());
-        }
-        if policy.fence.is_zero() {
-            return Ok(());
-        }
-        let Some((_, since)) = moving.fence else {
-            return Err("P9 fence: none was published".to_owned());
-        };
-        let heard = moving.heard.len() == moving.shards;
-        let excused = proceed && self.at.saturating_sub(since) >= policy.fence;
-        if !heard && !excused {
-            return Err(format!(
-                "P9 fence: heard for {} of {} shards",
-                moving.heard.len(),
-                moving.shards
-            ));
-        }
-        if heard != switched.fence.is_some() {
-            return Err(format!("P9 fence: heard is {heard}, told {:?}", switched.fence));
-        }
-        Ok(())
-    }
-
-    /// An operator's move without hold and fence needs an end that does not answer.
-    fn at_once(&self, world: &World, switched: &Switched) -> Verdict {
-        let window = self.bounds.settle * 2 + self.bounds.blind;
-        let from = self.at.saturating_sub(window);
-        let ill = |id: ReplicaId| world.nodes[id.index()].any_since(from, |state| state != State::Up);
-        if switched.from.is_some_and(ill) || ill(switched.to) || self.woke.is_some_and(|woke| woke > from) {
-            return Ok(());
-        }
-        Err("P9 fence: an operator's move between well replicas was not planned".to_owned())
-    }
-
-    /// P5, P6: the target answers freshly, and is not one that is bad while a well one is there.
-    fn target(&self, setup: &Setup, world: &World, switched: &Switched) -> Verdict {
-        let to = switched.to;
-        let told = &self.told[to.index()];
-        let fresh = told
-            .ping_ok
-            .is_some_and(|ok| self.at.saturating_sub(ok) < self.bounds.silence);
-        if !fresh && self.awake() >= self.bounds.silence {
-            return Err(format!(
-                "P5 evidence: {to} was chosen, its last PING answer is {:?}",
-                told.ping_ok
-            ));
-        }
-        let better = setup.ids().any(|id| {
-            Some(id) != switched.from
-                && id != to
-                && self.answers_freshly(setup, world, id)
-                && world.well(self.at, id).unwrap_or_default().min(self.awake()) >= self.bounds.settle
-        });
-        if better && self.watched(world, to, |state| !state.answers()) >= self.bounds.blind {
-            return Err(format!(
-                "P6 target: {to} does not answer, and a well one was there"
-            ));
-        }
-        if better && self.watched(world, to, |state| !state.writes()) >= self.bounds.write {
-            return Err(format!(
-                "P6 target: {to} refuses writes, and a well one was there"
-            ));
-        }
-        Ok(())
-    }
-
-    /// A switch off a replica needs something to have been wrong with it.
-    fn no_false_alarm(&self, setup: &Setup, world: &World, switched: &Switched) -> Verdict {
-        let Some(from) = switched
-            .from
-            .filter(|_| switched.reason != SwitchReason::Failback)
-        else {
-            return Ok(());
-        };
-        let window = self.bounds.settle + self.bounds.write;
-        let since = self.at.saturating_sub(window);
-        let state = &world.nodes[from.index()];
-        let wrong = match switched.reason {
-            SwitchReason::Refused => state.any_since(since, |state| state == State::Dead),
-            SwitchReason::Silent => state.any_since(since, |state| !state.fit()),
-            SwitchReason::Failing => state.any_since(since, |state| state == State::Loading),
-            SwitchReason::Unwritable => state.any_since(since, |state| !state.writes()),
-            SwitchReason::EchoLost => state.any_since(since, |state| state != State::Up),
-            SwitchReason::Isolated => setup.ids().filter(|&other| other != from).all(|other| {
-                world
-                    .pair_open(self.at, from, other)
-                    .is_none_or(|open| open < self.bounds.link)
-                    || world.nodes[other.index()].any_since(since, |state| state != State::Up)
-            }),
-            _ => state.any_since(since, |state| !state.fit()),
-        };
-        if wrong {
-            return Ok(());
-        }
-        Err(format!(
-            "P5 false alarm: {} {from}: {}",
-            switched.reason, switched.why
-        ))
-    }
-
-    /// P7: at least one dwell between automatic switches, unless the old one did not answer or was a makeshift.
-    fn dwelt(&mut self, setup: &Setup, reason: SwitchReason) -> Verdict {
-        let forced = matches!(
-            reason,
-            SwitchReason::Refused | SwitchReason::Silent | SwitchReason::Failing | SwitchReason::LastSurvivor
-        );
-        if forced {
-            return Ok(());
-        }
-        let dwell = setup.policy.dwell;
-        let makeshift = reason != SwitchReason::Failback
-            && self
-                .switched
-                .as_ref()
-                .is_some_and(|(_, last)| last.reason == SwitchReason::LastSurvivor);
-        if let Some((last, why)) = self.last_automatic
-            && self.at < last + dwell
-            && !makeshift
-        {
-            return Err(format!(
-                "P7 dwell: switched for {reason} {:?} after {why}",
-                self.at.saturating_sub(last)
-            ));
-        }
-        if !makeshift {
-            self.counted.push(self.at);
-            let (first, count) = (self.counted[0], self.counted.len() - 1);
-            let allowed = self.at.saturating_sub(first).as_millis() / dwell.as_millis();
-            if count as u128 > allowed {
-                return Err(format!(
-                    "P7 dwell: {count} switches more since {first:?}, {allowed} allowed"
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// Looks at what the engine says of each replica and link.
-    pub(super) fn look(
-        &mut self,
-        setup: &Setup,
-        world: &World,
-        snapshot: &Snapshot,
-        relayouted: At,
-    ) -> Verdict {
-        if snapshot.pinned != self.pinned || snapshot.active != self.active() {
-            return Err(format!(
-                "snapshot: {:?} pinned {:?}",
-                snapshot.active, snapshot.pinned
-            ));
-        }
-        let calm = self.at.saturating_sub(relayouted);
-        for view in &snapshot.replicas {
-            let id = view.id;
-            let blind = self.watched(world, id, |state| !state.answers());
-            if blind >= self.bounds.blind && view.health != Health::Down {
-                return Err(format!(
-                    "P5 silence: {id} does not answer for {blind:?} and is {}",
-                    view.health
-                ));
-            }
-            let refusing = self.watched(world, id, |state| !state.writes());
-            if refusing >= self.bounds.write && view.fitness == Fitness::InSync {
-                return Err(format!(
-                    "P5 stale: {id} takes no writes for {refusing:?} and is in sync"
-                ));
-            }
-            let heard = self.at.saturating_sub(self.told[id.index()].resubscribed);
-            let mute = self.watched(world, id, |state| state == State::Mute).min(heard);
-            if mute >= self.bounds.link * 2 && view.health == Health::Healthy {
-                return Err(format!(
-                    "P5 echo: {id} delivers nothing for {mute:?} and is healthy"
-                ));
-            }
-            let well = world
-                .well(self.at, id)
-                .unwrap_or_default()
-                .min(self.awake())
-                .min(self.at.saturating_sub(self.hiccup))
-                .min(calm);
-            if well >= self.bounds.settle && view.health != Health::Healthy {
-                return Err(format!(
-                    "L2 recovery: {id} is well for {well:?} and is {}: {}",
-                    view.health, view.reason
-                ));
-            }
-            for link in view.links.iter().filter(|link| link.to != id) {
-                let Some(way) = world.ways[id.index()][link.to.index()].get(usize::from(link.shard.0)) else {
-                    continue;
-                };
-                let passes = |way: Way| match way {
-                    Way::Open(_) => true,
-                    Way::Late(delay) => delay <= setup.policy.heartbeat_timeout,
-                    Way::Cut => false,
-                };
-                let heard = self.at.saturating_sub(self.told[link.to.index()].resubscribed);
-                let quiet = way.held(self.at, |way| !passes(way)).unwrap_or_default();
-                let quiet = quiet.min(self.awake()).min(calm).min(heard);
-                if quiet >= self.bounds.link && link.up {
-                    return Err(format!(
-                        "P5 link: {id}->{} shard {} delivers nothing fresh for {quiet:?} and is up",
-                        link.to, link.shard
-                    ));
-                }
-                let open = way.held(self.at, passes).unwrap_or_default();
-                let ends = [id, link.to].map(|end| world.well(self.at, end).unwrap_or_default());
-                let open = open.min(self.awake()).min(calm).min(ends[0]).min(ends[1]);
-                if open >= self.bounds.settle && !link.up {
-                    return Err(format!(
-                        "L2 recovery: link {id}->{} is well for {open:?} and is down",
-                        link.to
-                    ));
-                }
-            }
-        }
-        self.unanswered(setup)
-    }
-
-    fn unanswered(&self, setup: &Setup) -> Verdict {
-        let bound = (setup.policy.fence.max(MS * 1000)) * 2 + MS * 500;
-        let late = self.pending.iter().find(|(_, at)| {
-            let at = self.woke.map_or(**at, |woke| woke.max(**at));
-            self.at.saturating_sub(at) > bound
-        });
-        match late {
-            Some((id, at)) => Err(format!("answer: {id}, asked at {at:?}, has none")),
-            None => Ok(()),
-        }
-    }
-
-    /// L1, L3: a bad active is left as soon as the rules allow. Checked after every call.
-    pub(super) fn liveness(&self, setup: &Setup, world: &World, relayouted: At) -> Verdict {
-        let Some(active) = self.active() else {
-            let bound = setup.policy.heartbeat_timeout.min(MS * 1000) + MS * 200;
-            if self.at > bound && self.woke.is_none() {
-                return Err("L1 startup: there is still no route".to_owned());
-            }
-            return Ok(());
-        };
-        if self.pinned.is_some() || self.excused() {
-            return Ok(());
-        }
-        // A last survivor that answered this very moment takes the traffic in the same call: no grace, no dwell.
-        let survivor = setup
-            .ids()
-            .find(|&id| id != active && self.answers_freshly(setup, world, id));
-        let Some(survivor) = survivor else { return Ok(()) };
-        let blind = self.watched(world, active, |state| !state.answers());
-        let active_for = self.at.saturating_sub(self.active_since);
-        if blind.min(active_for) >= self.bounds.blind {
-            return Err(format!(
-                "L1 last survivor: {active} does not answer for {blind:?}, {survivor} does"
-            ));
-        }
-        let dead = self.watched(world, active, |state| state == State::Dead);
-        if setup.traffic && dead.min(active_for).min(self.at.saturating_sub(self.hiccup)) >= MS * 150 {
-            return Err(format!(
-                "L1 kill: {active} is dead under load for {dead:?}, {survivor} answers"
-            ));
-        }
-        self.unforced(setup, world, active, relayouted)
-    }
-
-    /// A replica that refuses writes, or whose pub/sub is gone, is left once dwell allows and a well one is there.
-    fn unforced(&self, setup: &Setup, world: &World, active: ReplicaId, relayouted: At) -> Verdict {
-        let refusing = self.watched(world, active, |state| state.answers() && !state.writes());
-        let mute = self.watched(world, active, |state| state == State::Mute);
-        let heard = self.at.saturating_sub(self.told[active.index()].resubscribed);
-        let bad = refusing >= self.bounds.write || mute.min(heard) >= self.bounds.link * 2;
-        let dwelt = self
-            .last_automatic
-            .is_none_or(|(at, _)| self.at >= at + setup.policy.dwell + MS * 200);
-        let quiet = self.at.saturating_sub(world.noise[active.index()]) >= self.bounds.settle;
-        if !bad || !dwelt || !quiet || self.moving.is_some() {
-            return Ok(());
-        }
-        let calm = self.awake().min(self.at.saturating_sub(relayouted));
-        let fit = setup.ids().find(|&id| {
-            let told = &self.told[id.index()];
-            let undamped = told.downs < 2
-                || told
-                    .last_down
-                    .is_some_and(|down| self.at > down + setup.policy.dwell * 8 * 12);
-            id != active
-                && undamped
-                && self.answers_freshly(setup, world, id)
-                && world.well(self.at, id).unwrap_or_default().min(calm) >= self.bounds.settle
-                && setup.ids().filter(|&other| other != id).all(|other| {
-                    world.pair_open(self.at, id, other).unwrap_or_default() >= self.bounds.settle
-                })
-        });
-        match fit {
-            Some(fit) => Err(format!(
-                "L1 unfit active: {active} is {:?}, {fit} is well",
-                world.state(active)
-            )),
-            None => Ok(()),
-        }
-    }
-
-    /// L4: what is still not as it should be, some time after everything was mended.
-    pub(super) fn settled(&self, setup: &Setup, snapshot: &Snapshot) -> Result<(), String> {
-        for view in &snapshot.replicas {
-            if (view.health, view.fitness) != (Health::Healthy, Fitness::InSync) {
-                return Err(format!(
-                    "{} is {} and {}: {}",
-                    view.id, view.health, view.fitness, view.reason
-                ));
-            }
-        }
-        if snapshot.tilt || snapshot.holding || self.moving.is_some() || !self.pending.is_empty() {
-            return Err(format!(
-                "tilt {}, holding {}, answers owed {}",
-                snapshot.tilt,
-                snapshot.holding,
-                self.pending.len()
-            ));
-        }
-        if snapshot.active != Some(setup.preferred) {
-            return Err(format!(
-                "{:?} is active, {} is preferred",
-                snapshot.active, setup.preferred
-            ));
-        }
         Ok(())
     }
 }

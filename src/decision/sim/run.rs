@@ -2,16 +2,17 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use super::oracle::Oracle;
 use super::rng::Rng;
 use super::setup::Setup;
 use super::sidecar::{End, Loop, Probing, shard_id};
+use super::subject::{Sabotage, Subject};
 use super::world::{At, Message, State, World};
-use crate::decision::engine::Engine;
-use crate::decision::event::{Event, Input, Output, PassiveEvidence, Request};
+use crate::decision::event::{Event, Input, Output, PassiveEvidence, Request, SwitchReason};
 use crate::decision::policy::FailbackMode;
 use crate::replica::ReplicaId;
 
@@ -123,13 +124,13 @@ pub(super) struct Sim {
     pub(super) stuck: Vec<Vec<(ReplicaId, usize, Message)>>,
     pub(super) layout: Vec<u32>,
     pub(super) seqs: Vec<Vec<u64>>,
-    pub(super) relayouted: At,
+    pub(super) started: bool,
     pub(super) number: u64,
     pub(super) chain: u64,
     pub(super) asked: u64,
     calm: bool,
     base: Instant,
-    engine: Engine,
+    subject: Subject,
     oracle: Oracle,
     queue: BinaryHeap<Reverse<(At, u64)>>,
     happenings: BTreeMap<u64, Happening>,
@@ -139,17 +140,73 @@ pub(super) struct Sim {
     fingerprint: u64,
     tail: VecDeque<String>,
     loud: bool,
+    broken: Option<Box<Broken>>,
+}
+
+/// A promise broken: which, and how to see it again.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Broken {
+    /// The property, and what was seen.
+    pub(super) property: String,
+    pub(super) seed: u64,
+    pub(super) step: u64,
+    /// The end of the transcript, and the command that replays it.
+    story: String,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Broken {
+            property,
+            seed,
+            step,
+            story,
+        } = self;
+        write!(f, "{story}\nBROKEN: {property}\nat seed {seed} step {step}\n")?;
+        write!(
+            f,
+            "replay: PULSEGATE_SIM_SEED={seed} cargo nextest run --lib decision::sim --no-capture"
+        )
+    }
 }
 
 impl Sim {
-    /// Runs `steps` calls of chaos and then calm until all is mended; panics, with seed and step, when a property breaks.
-    pub(super) fn run(seed: u64, steps: u64, base: Instant, loud: bool) -> Outcome {
+    /// Runs `steps` calls of chaos and then calm until all is mended. Ends at the first property that breaks.
+    pub(super) fn run(
+        seed: u64,
+        steps: u64,
+        base: Instant,
+        sabotage: Option<Sabotage>,
+        loud: bool,
+    ) -> Result<Outcome, Box<Broken>> {
+        let mut sim = Sim::new(seed, base, sabotage, loud);
+        let lived = catch_unwind(AssertUnwindSafe(|| sim.live(steps)));
+        if let Err(panic) = lived {
+            let words = panic.downcast_ref::<String>().map(String::as_str);
+            let words = words.or_else(|| panic.downcast_ref::<&str>().copied());
+            sim.fail(&format!(
+                "invariant: {}",
+                words.unwrap_or("a panic without words")
+            ));
+        }
+        match sim.broken {
+            Some(broken) => Err(broken),
+            None => Ok(Outcome {
+                fingerprint: sim.fingerprint,
+                reached: sim.oracle.reached().clone(),
+                calls: sim.calls,
+                lasted: sim.at,
+            }),
+        }
+    }
+
+    fn new(seed: u64, base: Instant, sabotage: Option<Sabotage>, loud: bool) -> Sim {
         let mut rng = Rng::new(seed);
         let setup = Setup::draw(&mut rng);
         let n = setup.members.len();
-        let engine = Engine::new(setup.policy.clone(), setup.members.clone(), setup.pinned, base);
-        let mut sim = Sim {
+        Sim {
             seed,
+            subject: Subject::new(&setup, setup.pinned, sabotage, base),
             world: World::new(&setup),
             oracle: Oracle::new(&setup),
             fault_gap: Duration::from_millis(rng.pick(&[500, 1500, 4000])),
@@ -163,13 +220,12 @@ impl Sim {
             stuck: vec![Vec::new(); n],
             layout: vec![0; n],
             seqs: vec![Vec::new(); n],
-            relayouted: At::ZERO,
+            started: false,
             number: 0,
             chain: 0,
             asked: 0,
             calm: false,
             base,
-            engine,
             queue: BinaryHeap::new(),
             happenings: BTreeMap::new(),
             order: 0,
@@ -178,31 +234,44 @@ impl Sim {
             fingerprint: 0xcbf2_9ce4_8422_2325,
             tail: VecDeque::new(),
             loud,
+            broken: None,
             setup,
-        };
-        sim.note(|| String::from("begins"));
-        let setup = format!("{:?}", sim.setup);
-        sim.note(|| setup);
-        if sim.rng.chance(250) {
+        }
+    }
+
+    fn live(&mut self, steps: u64) {
+        self.note(|| String::from("begins"));
+        let setup = format!("{:?}", self.setup);
+        self.note(|| setup);
+        if self.rng.chance(250) {
             // Not everything is well at the start.
-            sim.fault();
+            self.fault();
         } else {
-            sim.after(sim.fault_gap, Happening::Fault);
+            self.after(self.fault_gap, Happening::Fault);
         }
-        if sim.setup.operators {
-            sim.after(Duration::from_millis(700), Happening::Operate);
+        if self.setup.operators {
+            self.after(Duration::from_millis(700), Happening::Operate);
         }
-        sim.start_sidecar();
-        while sim.calls < steps {
-            sim.step();
+        self.started = true;
+        self.start_sidecar();
+        while self.calls < steps && self.broken.is_none() {
+            self.step();
         }
-        sim.calm_down();
-        Outcome {
-            fingerprint: sim.fingerprint,
-            reached: sim.oracle.reached().clone(),
-            calls: sim.calls,
-            lasted: sim.at,
+        if self.broken.is_none() {
+            self.calm_down();
         }
+    }
+
+    /// A restart: the engine, its books and all that the sidecar had under way are gone.
+    pub(super) fn forget_the_sidecar(&mut self) {
+        self.happenings
+            .retain(|_, happening| happening.of_the_world() || matches!(happening, Happening::Operate));
+        self.frozen_until = self.at;
+        self.active = None;
+        self.chain += 1;
+        let pinned = self.oracle.pinned();
+        self.subject = self.subject.restarted(&self.setup, pinned, self.base + self.at);
+        self.oracle.restarted(self.at, &self.setup);
     }
 
     /// Mends everything, and waits until the engine has noticed.
@@ -219,7 +288,7 @@ impl Sim {
                 }
             }
         }
-        while self.at < self.frozen_until {
+        while self.at < self.frozen_until && self.broken.is_none() {
             self.step();
         }
         self.ask(Request::Unpin);
@@ -229,15 +298,19 @@ impl Sim {
         let patience = (policy.grace + policy.dwell) * 16 + Duration::from_secs(15);
         let manual = policy.failback == FailbackMode::Manual;
         let mut ask_again = self.at;
-        loop {
+        while self.broken.is_none() {
             self.step();
-            let snapshot = self.engine.snapshot(self.base + self.at);
+            let snapshot = self.subject.snapshot(self.base + self.at);
             let Err(missing) = self.oracle.settled(&self.setup, &snapshot) else {
                 break;
             };
-            if manual && self.at >= ask_again {
+            if self.at >= ask_again {
                 ask_again = self.at + Duration::from_secs(2);
-                self.ask(Request::Failback);
+                // Also ends the effect of a switch that an operator had asked for before.
+                self.ask(Request::Unpin);
+                if manual {
+                    self.ask(Request::Failback);
+                }
             }
             if self.at > began + patience {
                 self.fail(&format!(
@@ -249,7 +322,7 @@ impl Sim {
 
     fn step(&mut self) {
         let timer = self
-            .engine
+            .subject
             .next_timer()
             .map(|due| due.saturating_duration_since(self.base));
         let timer = timer
@@ -340,9 +413,9 @@ impl Sim {
     }
 
     pub(super) fn relayout_engine(&mut self, node: ReplicaId) {
-        self.engine
+        self.subject
             .set_shards(node, self.setup.members[node.index()].shards);
-        self.oracle.before_call(self.at, None, &self.setup);
+        self.oracle.relayout(self.at);
         self.after_call();
     }
 
@@ -358,23 +431,23 @@ impl Sim {
             Some(input) => {
                 let words = format!("IN {input:?}");
                 self.note(|| words);
-                self.engine.observe(input, now);
+                self.subject.observe(input, now);
             }
-            None => self.engine.on_timer(now),
+            None => self.subject.on_timer(now),
         }
         self.after_call();
         if self.rng.chance(20) {
-            self.engine.on_timer(self.base + self.at);
+            self.subject.on_timer(self.base + self.at);
             self.after_call();
-            self.engine.on_timer(self.base + self.at);
-            if let Some(output) = self.engine.poll() {
+            self.subject.on_timer(self.base + self.at);
+            if let Some(output) = self.subject.poll() {
                 self.fail(&format!("a spurious timer call did something: {output:?}"));
             }
         }
     }
 
     fn after_call(&mut self) {
-        while let Some(output) = self.engine.poll() {
+        while let Some(output) = self.subject.poll() {
             let words = format!("OUT {output:?}");
             self.note(|| words);
             if let Err(broken) = self.oracle.output(&self.setup, &self.world, &output) {
@@ -391,23 +464,33 @@ impl Sim {
                     }
                 }
                 Output::PublishFence { id, on } => self.publish_fence(id, on),
-                Output::Event(Event::Switched(_) | Event::Tilt { .. } | _)
-                | Output::Answer { .. }
-                | Output::RememberPin(_) => {}
+                Output::Event(Event::Switched(switched)) if switched.reason == SwitchReason::Failback => {
+                    self.returned(switched.to);
+                }
+                Output::Event(_) | Output::Answer { .. } | Output::RememberPin(_) => {}
             }
         }
         let looked = if self.at >= self.next_look {
             self.next_look = self.at + Duration::from_millis(100);
-            let snapshot = self.engine.snapshot(self.base + self.at);
-            self.oracle
-                .look(&self.setup, &self.world, &snapshot, self.relayouted)
+            let snapshot = self.subject.snapshot(self.base + self.at);
+            self.oracle.look(&self.setup, &self.world, &snapshot)
         } else {
             Ok(())
         };
-        let lively = self.oracle.liveness(&self.setup, &self.world, self.relayouted);
+        let lively = self.oracle.after_call(&self.setup, &self.world);
         if let Err(broken) = looked.and(lively) {
             self.fail(&broken);
         }
+    }
+
+    /// The traffic is back on `node`: sometimes that is too much for it.
+    fn returned(&mut self, node: ReplicaId) {
+        if self.calm || !self.rng.chance(300) {
+            return;
+        }
+        let wait = self.rng.between(Duration::ZERO, self.setup.policy.grace);
+        let lasting = self.setup.policy.heartbeat_timeout / 2;
+        self.after(wait, Happening::Fall { node, lasting });
     }
 
     /// Adds a line to the transcript.
@@ -425,19 +508,22 @@ impl Sim {
         self.tail.push_back(line);
     }
 
-    fn fail(&self, broken: &str) -> ! {
-        let mut words = String::new();
-        for line in &self.tail {
-            let _ = writeln!(words, "{line}");
+    /// The first property that breaks ends the run.
+    fn fail(&mut self, property: &str) {
+        if self.broken.is_some() {
+            return;
         }
-        panic!(
-            "{words}\nBROKEN: {broken}\nat seed {} step {} ({:?}), {}\nreplay: PULSEGATE_SIM_SEED={} cargo nextest run \
-             decision::sim --no-capture",
-            self.seed,
-            self.calls,
-            self.at,
-            if self.calm { "in the calm" } else { "in the chaos" },
-            self.seed
-        );
+        let mut story = String::new();
+        for line in &self.tail {
+            let _ = writeln!(story, "{line}");
+        }
+        let when = if self.calm { "in the calm" } else { "in the chaos" };
+        let _ = write!(story, "({:?}, {when})", self.at);
+        self.broken = Some(Box::new(Broken {
+            property: property.to_owned(),
+            seed: self.seed,
+            step: self.calls,
+            story,
+        }));
     }
 }

@@ -22,6 +22,8 @@ pub(super) struct Setup {
     pub(super) traffic: bool,
     /// Whether operators interfere.
     pub(super) operators: bool,
+    /// Whether it is mostly replication that breaks, and the replicas are well: what only shows then is rare otherwise.
+    pub(super) links_break: bool,
 }
 
 const fn ms(millis: u64) -> Duration {
@@ -86,6 +88,7 @@ impl Setup {
             probe_timeout: rng.pick(&[timeout / 2, timeout]),
             traffic: rng.chance(650),
             operators: rng.chance(600),
+            links_break: rng.chance(250),
             members,
             policy,
         }

@@ -60,7 +60,7 @@ impl Sim {
     pub(super) fn start_sidecar(&mut self) {
         for node in self.setup.ids() {
             self.start_loops(node);
-            self.input(Input::Subscribed { replica: node });
+            self.resubscribe(node);
         }
         self.after(self.setup.policy.heartbeat_interval, Happening::AliveTick);
     }
@@ -364,7 +364,7 @@ impl Sim {
     /// The data plane's answer to a holding route.
     pub(super) fn drain(&mut self, epoch: u64) {
         let Some(active) = self.active else { return };
-        if self.rng.chance(50) {
+        if self.rng.chance(200) {
             // Left over from an earlier route.
             let old = epoch - 1;
             self.after(MS, Happening::Drained { epoch: old });
@@ -379,7 +379,7 @@ impl Sim {
 
     /// The monitor publishes a fence.
     pub(super) fn publish_fence(&mut self, id: u64, on: ReplicaId) {
-        if self.rng.chance(100) {
+        if self.rng.chance(250) {
             // A late one of an earlier move, everywhere.
             for to in self.setup.ids() {
                 for shard in 0..self.setup.shards(on) {

@@ -199,6 +199,15 @@ impl World {
             .flatten()
     }
 
+    /// For how long nothing fresh has passed between the two, either way, on any shard; zero when something does.
+    pub(super) fn pair_shut(&self, at: At, a: ReplicaId, b: ReplicaId) -> Duration {
+        let ways = [(a, b), (b, a)]
+            .into_iter()
+            .flat_map(|(x, y)| &self.ways[x.index()][y.index()]);
+        let shut = ways.map(|way| way.held(at, |way| way == Way::Cut).unwrap_or_default());
+        shut.min().unwrap_or_default()
+    }
+
     /// For how long `id` has been well: fit, and every link with every other replica open.
     pub(super) fn well(&self, at: At, id: ReplicaId) -> Option<Duration> {
         let fit = self.nodes[id.index()].held(at, State::fit)?;

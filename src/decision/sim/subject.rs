@@ -1,0 +1,469 @@
+//! The engine under test, and every way in which it is broken by hand to show that the oracle bites.
+//!
+//! The engine itself knows nothing of this: it is broken at its seam. A sabotage tells it something else than what
+//! happened, gives it another policy than the world was promised, reaches into its state between two calls, or changes
+//! what it said. The oracle always sees what really happened and what really came out.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::setup::Setup;
+use crate::decision::damping::Damping;
+use crate::decision::engine::Engine;
+use crate::decision::event::{
+    Event, Health, Input, Output, PassiveEvidence, ProbeFailure, ProbeKind, SwitchReason,
+};
+use crate::decision::failback::Failback;
+use crate::decision::policy::{OnIsolated, Policy};
+use crate::decision::snapshot::Snapshot;
+use crate::replica::{ReplicaId, ShardId};
+
+const FOREVER: Duration = Duration::from_secs(24 * 3600);
+
+macro_rules! sabotages {
+    ($($(#[$doc:meta])* $name:ident => $caught_by:literal),+ $(,)?) => {
+        /// One way to break the engine.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub(super) enum Sabotage { $($(#[$doc])* $name),+ }
+
+        impl Sabotage {
+            pub(super) const ALL: &[Sabotage] = &[$(Sabotage::$name),+];
+
+            /// How the property that must catch it begins.
+            pub(super) fn caught_by(self) -> &'static str {
+                match self { $(Sabotage::$name => $caught_by),+ }
+            }
+        }
+    };
+}
+
+sabotages! {
+    /// Automatic switches as often as they like.
+    NoDwell => "P7 dwell",
+    /// A heartbeat from a backlog counts as fresh.
+    LateIsFresh => "P5 link",
+    /// The own echo is taken for granted once PUBLISH is accepted.
+    EchoAssumed => "P5 echo",
+    /// A refused write is taken for an accepted one.
+    WritesAssumed => "P5 stale",
+    /// A replica is silent only after three times the window.
+    SlowToNotice => "P5 silence",
+    /// One broken connection counts as a replica that nobody listens on.
+    OneBreakIsDown => "P5 false alarm",
+    /// An isolated active is left, whatever the policy says.
+    LeavesWhenIsolated => "P5 false alarm: isolated",
+    /// An isolated active is kept, whatever the policy says.
+    StaysWhenIsolated => "L1 unfit active",
+    /// Own stalls are not noticed.
+    TiltIgnored => "tilt: the sidecar stood still",
+    /// Own stalls are told, and what is known before evidence is fresh is acted on all the same.
+    ActsInTilt => "tilt: switched",
+    /// Tilt never ends by time.
+    TiltForever => "L3 tilt",
+    /// Dwell holds even when nobody else answers.
+    DwellRefusesLastSurvivor => "L1",
+    /// A replica that returns is not trusted for a grace, though nobody else answers.
+    GraceRefusesLastSurvivor => "L1 last survivor",
+    /// Of those that answer, the worst is chosen.
+    WorstTarget => "P6 target",
+    /// Of those that are well, the lightest is chosen.
+    LightestTarget => "P6 preference",
+    /// Failback without a grace.
+    GraceIgnored => "P8 failback",
+    /// Failback to a replica that lags.
+    LagIgnored => "P8 failback",
+    /// A replica that hears itself is taken to be heard everywhere.
+    LinksAssumed => "P5 link",
+    /// A replica that keeps falling is trusted as soon as any other.
+    NoDamping => "P7 flapping",
+    /// A failback that did not last makes the next one no later.
+    RelapseForgotten => "P7 relapse",
+    /// A drain under an old route counts for the new one.
+    EpochNotChecked => "P9 fence: not drained",
+    /// The fence is published before the drain.
+    DrainNotAwaited => "P9 fence: not drained",
+    /// The fence is not waited for.
+    FenceNotAwaited => "P9 fence: heard",
+    /// An old fence counts for the new one.
+    OldFenceCounts => "P9 fence: heard",
+    /// One shard's fence counts for all.
+    OneShardIsEnough => "P9 fence: heard",
+    /// A planned move waits as long as it takes.
+    HoldsForever => "P9 hold",
+    /// A pin is obeyed once, and then forgotten when the engine decides.
+    PinIgnored => "P10 pin",
+    /// A pin does not survive a restart.
+    PinForgotten => "P10 pin",
+    /// An operator's choice is undone by a failback.
+    ChoiceUndone => "P10 operator",
+    /// An operator is answered twice.
+    AnswersTwice => "answer",
+    /// An operator is not answered when a move is called off.
+    RefusalsUnanswered => "answer",
+    /// A route is published under the epoch of the one before.
+    EpochReused => "epoch",
+}
+
+/// The engine, sound or broken.
+pub(super) struct Subject {
+    engine: Engine,
+    sabotage: Option<Sabotage>,
+    outputs: VecDeque<Output>,
+    /// To be told in the next call.
+    pending: Vec<Input>,
+    epoch: u64,
+    fence: u64,
+    /// By replica: when it last returned, for sabotages that do not trust it then.
+    returned: Vec<Option<Instant>>,
+    /// Numbers of invented heartbeats.
+    invented: u64,
+    grace: Duration,
+}
+
+impl Subject {
+    pub(super) fn new(
+        setup: &Setup,
+        pinned: Option<ReplicaId>,
+        sabotage: Option<Sabotage>,
+        now: Instant,
+    ) -> Subject {
+        let policy = broken_policy(setup.policy.clone(), sabotage);
+        let mut engine = Engine::new(policy, setup.members.clone(), pinned, now);
+        if sabotage == Some(Sabotage::LightestTarget) {
+            let heaviest = setup
+                .members
+                .iter()
+                .map(|member| member.weight)
+                .max()
+                .unwrap_or(0);
+            for member in &mut engine.members {
+                member.weight = heaviest - member.weight;
+            }
+        }
+        Subject {
+            engine,
+            sabotage,
+            outputs: VecDeque::new(),
+            pending: Vec::new(),
+            epoch: 0,
+            fence: 0,
+            returned: vec![None; setup.members.len()],
+            invented: 1 << 40,
+            grace: setup.policy.grace,
+        }
+    }
+
+    /// A new one that remembers the pin.
+    pub(super) fn restarted(&self, setup: &Setup, pinned: Option<ReplicaId>, now: Instant) -> Subject {
+        let pinned = pinned.filter(|_| self.sabotage != Some(Sabotage::PinForgotten));
+        Subject::new(setup, pinned, self.sabotage, now)
+    }
+
+    pub(super) fn observe(&mut self, input: Input, now: Instant) {
+        match self.sabotage {
+            Some(sabotage) => {
+                for input in self.told_instead(sabotage, input, now) {
+                    let operator = matches!(input, Input::Operator { .. });
+                    self.broken_call(sabotage, operator, now, |engine| engine.observe(input, now));
+                }
+            }
+            None => self.engine.observe(input, now),
+        }
+    }
+
+    pub(super) fn on_timer(&mut self, now: Instant) {
+        match self.sabotage {
+            Some(sabotage) => self.broken_call(sabotage, false, now, |engine| engine.on_timer(now)),
+            None => self.engine.on_timer(now),
+        }
+    }
+
+    pub(super) fn set_shards(&mut self, replica: ReplicaId, count: u16) {
+        self.engine.set_shards(replica, count);
+    }
+
+    pub(super) fn next_timer(&self) -> Option<Instant> {
+        self.engine.next_timer()
+    }
+
+    pub(super) fn snapshot(&self, now: Instant) -> Snapshot {
+        self.engine.snapshot(now)
+    }
+
+    pub(super) fn poll(&mut self) -> Option<Output> {
+        match self.sabotage {
+            Some(sabotage) => {
+                self.say_instead(sabotage);
+                self.outputs.pop_front()
+            }
+            None => self.engine.poll(),
+        }
+    }
+
+    fn beat(&mut self, from: ReplicaId, to: ReplicaId, shard: ShardId, seq: u64) -> Input {
+        self.invented += 1;
+        Input::HeartbeatHeard {
+            from,
+            to,
+            shard,
+            seq,
+            age: Duration::from_millis(1),
+        }
+    }
+
+    /// What the engine is told in place of `input`.
+    fn told_instead(&mut self, sabotage: Sabotage, input: Input, now: Instant) -> Vec<Input> {
+        match (sabotage, input) {
+            (
+                Sabotage::LateIsFresh,
+                Input::HeartbeatHeard {
+                    from, to, shard, seq, ..
+                },
+            ) => vec![self.beat(from, to, shard, seq)],
+            (Sabotage::EchoAssumed, Input::HeartbeatSent { on, shard, seq }) => {
+                vec![
+                    Input::HeartbeatSent { on, shard, seq },
+                    self.beat(on, on, shard, seq),
+                ]
+            }
+            (
+                Sabotage::LinksAssumed,
+                Input::HeartbeatHeard {
+                    from,
+                    to,
+                    shard,
+                    seq,
+                    age,
+                },
+            ) if from == to => {
+                let mut told = vec![Input::HeartbeatHeard {
+                    from,
+                    to,
+                    shard,
+                    seq,
+                    age,
+                }];
+                for other in self.engine.ids().filter(|&other| other != from) {
+                    told.push(self.beat(from, other, shard, seq));
+                }
+                told
+            }
+            (
+                Sabotage::WritesAssumed,
+                Input::Probe {
+                    replica,
+                    shard,
+                    kind: ProbeKind::Write,
+                    outcome: Err(ProbeFailure::Rejected(_)),
+                },
+            ) => vec![Input::Probe {
+                replica,
+                shard,
+                kind: ProbeKind::Write,
+                outcome: Ok(Duration::from_millis(1)),
+            }],
+            (
+                Sabotage::OneBreakIsDown,
+                Input::Passive {
+                    replica,
+                    seen: PassiveEvidence::Broken,
+                },
+            ) => vec![
+                Input::Passive {
+                    replica,
+                    seen: PassiveEvidence::Refused,
+                };
+                3
+            ],
+            (
+                Sabotage::GraceRefusesLastSurvivor,
+                Input::Probe {
+                    replica,
+                    shard,
+                    kind: ProbeKind::Ping,
+                    outcome,
+                },
+            ) => {
+                let down = self.engine.replicas[replica.index()].standing.health == Health::Down;
+                let returned = &mut self.returned[replica.index()];
+                let outcome = match outcome {
+                    Ok(_) if down && now < *returned.get_or_insert(now) + self.grace => {
+                        Err(ProbeFailure::Timeout)
+                    }
+                    outcome => {
+                        *returned = None;
+                        outcome
+                    }
+                };
+                vec![Input::Probe {
+                    replica,
+                    shard,
+                    kind: ProbeKind::Ping,
+                    outcome,
+                }]
+            }
+            (Sabotage::EpochNotChecked, Input::Drained { .. }) => vec![Input::Drained { epoch: self.epoch }],
+            (Sabotage::OldFenceCounts, Input::FenceHeard { to, shard, .. }) => vec![Input::FenceHeard {
+                id: self.fence,
+                to,
+                shard,
+            }],
+            (Sabotage::OneShardIsEnough, Input::FenceHeard { id, to, .. }) => (0..4)
+                .map(|shard| Input::FenceHeard {
+                    id,
+                    to,
+                    shard: ShardId(shard),
+                })
+                .collect(),
+            (_, input) => vec![input],
+        }
+    }
+
+    /// One call, with what is reached into before and put back after.
+    fn broken_call(
+        &mut self,
+        sabotage: Sabotage,
+        operator: bool,
+        now: Instant,
+        call: impl FnOnce(&mut Engine),
+    ) {
+        let engine = &mut self.engine;
+        for input in std::mem::take(&mut self.pending) {
+            engine.observe(input, now);
+        }
+        let pinned = engine.pinned;
+        match sabotage {
+            Sabotage::NoDamping => {
+                for state in &mut engine.replicas {
+                    state.damping = Damping::default();
+                }
+            }
+            Sabotage::RelapseForgotten => {
+                let mut fresh = Failback::default();
+                fresh.proved_since = engine.failback.proved_since;
+                fresh.suspended = engine.failback.suspended;
+                engine.failback = fresh;
+            }
+            Sabotage::ChoiceUndone => engine.failback.suspended = false,
+            Sabotage::PinIgnored if !operator && engine.active.is_some() => engine.pinned = None,
+            Sabotage::DwellRefusesLastSurvivor if !operator => {
+                let dwells = engine
+                    .dwell_ends()
+                    .is_some_and(|ends| now < engine.clock.on_the_wall(ends));
+                if dwells && pinned.is_none() && engine.moving.is_none() {
+                    engine.pinned = engine.active;
+                }
+            }
+            Sabotage::ActsInTilt => engine.tilt = None,
+            Sabotage::TiltForever => {
+                let last = engine.clock.last();
+                if let Some(tilt) = &mut engine.tilt {
+                    tilt.since = last;
+                }
+            }
+            _ => {}
+        }
+        let meant = engine.pinned;
+        call(engine);
+        if engine.pinned == meant {
+            engine.pinned = pinned;
+        }
+    }
+
+    /// Moves what the engine said on, changed.
+    fn say_instead(&mut self, sabotage: Sabotage) {
+        let mut said: Vec<Output> = std::iter::from_fn(|| self.engine.poll()).collect();
+        if sabotage == Sabotage::WorstTarget {
+            self.choose_the_worst(&mut said);
+        }
+        for mut output in said {
+            let mut again = None;
+            match (sabotage, &mut output) {
+                (Sabotage::EpochReused, Output::Route(route)) if route.epoch % 4 == 3 => route.epoch -= 1,
+                (Sabotage::AnswersTwice, Output::Answer { .. }) => again = Some(output.clone()),
+                (Sabotage::RefusalsUnanswered, Output::Answer { result: Err(why), .. })
+                    if why.starts_with("called off") =>
+                {
+                    continue;
+                }
+                (Sabotage::FenceNotAwaited, Output::PublishFence { id, on }) => {
+                    let shards = self.engine.replicas[on.index()].evidence.beats.len();
+                    let to = self.engine.moving.as_ref().map(|moving| moving.to);
+                    for shard in 0..u16::try_from(shards).unwrap_or(0) {
+                        if let Some(to) = to {
+                            let heard = Input::FenceHeard {
+                                id: *id,
+                                to,
+                                shard: ShardId(shard),
+                            };
+                            self.pending.push(heard);
+                        }
+                    }
+                }
+                (Sabotage::DrainNotAwaited, Output::Route(route)) if route.holding => {
+                    self.pending.push(Input::Drained { epoch: route.epoch });
+                }
+                _ => {}
+            }
+            match &output {
+                Output::Route(route) => self.epoch = route.epoch,
+                Output::PublishFence { id, .. } => self.fence = *id,
+                _ => {}
+            }
+            self.outputs.push_back(output);
+            self.outputs.extend(again);
+        }
+    }
+
+    /// Turns an automatic switch to the worst of the replicas that it could have gone to.
+    fn choose_the_worst(&mut self, said: &mut [Output]) {
+        let Some((from, to)) = said.iter().find_map(|output| match output {
+            Output::Event(Event::Switched(switched)) if switched.reason != SwitchReason::Failback => {
+                Some((switched.from?, switched.to))
+            }
+            _ => None,
+        }) else {
+            return;
+        };
+        let engine = &mut self.engine;
+        if engine.pinned.is_some() || engine.moving.is_some() {
+            return;
+        }
+        let now = engine.clock.last();
+        let others = engine
+            .ids()
+            .filter(|&id| id != from && id != to && engine.freshly_answers(id, now));
+        let Some(worst) = others.max_by_key(|&id| engine.class(id)) else {
+            return;
+        };
+        if engine.class(worst) <= engine.class(to) {
+            return;
+        }
+        engine.active = Some(worst);
+        for output in said {
+            match output {
+                Output::Route(route) if route.write == to => {
+                    route.write = worst;
+                    route.read = vec![(worst, 100)];
+                }
+                Output::Event(Event::Switched(switched)) => switched.to = worst,
+                _ => {}
+            }
+        }
+    }
+}
+
+fn broken_policy(mut policy: Policy, sabotage: Option<Sabotage>) -> Policy {
+    match sabotage {
+        Some(Sabotage::NoDwell) => policy.dwell = Duration::from_millis(1),
+        Some(Sabotage::TiltIgnored) => policy.tilt_after = FOREVER,
+        Some(Sabotage::SlowToNotice) => policy.heartbeat_timeout *= 3,
+        Some(Sabotage::GraceIgnored) => policy.grace = Duration::ZERO,
+        Some(Sabotage::LagIgnored) => policy.lag_tolerance = FOREVER,
+        Some(Sabotage::LeavesWhenIsolated) => policy.on_isolated = OnIsolated::Leave,
+        Some(Sabotage::StaysWhenIsolated) => policy.on_isolated = OnIsolated::Stay,
+        Some(Sabotage::HoldsForever) => policy.fence = policy.fence.max(Duration::from_secs(1)) * 60,
+        _ => {}
+    }
+    policy
+}

@@ -1,0 +1,394 @@
+//! Single rules of the engine, each in the smallest world that shows it. Whole worlds are the simulator's.
+
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::replica::{ReplicaId, ShardId};
+
+const MS: Duration = Duration::from_millis(1);
+/// Evidence of every kind comes this often.
+const BEAT: Duration = Duration::from_millis(100);
+
+const A: ReplicaId = ReplicaId(0);
+const B: ReplicaId = ReplicaId(1);
+const C: ReplicaId = ReplicaId(2);
+
+fn policy() -> Policy {
+    Policy {
+        heartbeat_interval: BEAT,
+        heartbeat_timeout: MS * 1000,
+        probe_interval: MS * 200,
+        connect_failures: 3,
+        dwell: MS * 2000,
+        fence: MS * 1000,
+        on_fence_timeout: OnFenceTimeout::Abort,
+        on_isolated: OnIsolated::Stay,
+        failback: FailbackMode::Immediate,
+        grace: MS * 3000,
+        lag_tolerance: MS * 200,
+        tilt_after: MS * 500,
+    }
+}
+
+/// Some replicas by name `a`, `b`, …, what each of them does, and time.
+struct World {
+    engine: Engine,
+    now: Instant,
+    seq: u64,
+    pings: Vec<bool>,
+    writes: Vec<Option<bool>>,
+    /// Heartbeats of the first are not heard on the second.
+    cut: Vec<(ReplicaId, ReplicaId)>,
+    outputs: Vec<Output>,
+}
+
+impl World {
+    #[expect(clippy::disallowed_methods, reason = "any moment will do to begin with")]
+    fn new(count: u8) -> World {
+        let members = (0..count).map(|i| Member {
+            id: ReplicaId(i),
+            name: char::from(b'a' + i).to_string().into(),
+            weight: 100 - u32::from(i),
+            shards: 1,
+        });
+        let now = Instant::now();
+        let mut world = World {
+            engine: Engine::new(policy(), members.collect(), None, now),
+            now,
+            seq: 0,
+            pings: vec![true; usize::from(count)],
+            writes: vec![Some(true); usize::from(count)],
+            cut: Vec::new(),
+            outputs: Vec::new(),
+        };
+        for replica in world.ids() {
+            world.tell(Input::Subscribed { replica });
+        }
+        world.pass(MS * 2000);
+        assert_eq!(world.active(), Some(A));
+        world.outputs.clear();
+        world
+    }
+
+    fn ids(&self) -> Vec<ReplicaId> {
+        self.engine.ids().collect()
+    }
+
+    fn active(&self) -> Option<ReplicaId> {
+        self.engine.snapshot(self.now).active
+    }
+
+    fn view(&self, id: ReplicaId) -> ReplicaView {
+        self.engine.snapshot(self.now).replicas[id.index()].clone()
+    }
+
+    fn tell(&mut self, input: Input) {
+        self.engine.observe(input, self.now);
+        self.outputs.extend(std::iter::from_fn(|| self.engine.poll()));
+    }
+
+    fn probe(&mut self, replica: ReplicaId, kind: ProbeKind, outcome: Result<Duration, ProbeFailure>) {
+        let shard = ShardId::ONLY;
+        self.tell(Input::Probe {
+            replica,
+            shard,
+            kind,
+            outcome,
+        });
+    }
+
+    fn beat(&mut self) {
+        self.seq += 1;
+        let (seq, shard) = (self.seq, ShardId::ONLY);
+        for on in self.ids() {
+            if self.pings[on.index()] {
+                self.probe(on, ProbeKind::Ping, Ok(MS));
+            }
+            match self.writes[on.index()] {
+                Some(true) => self.probe(on, ProbeKind::Write, Ok(MS)),
+                Some(false) => {
+                    let refused = ProbeFailure::Rejected("NOREPLICAS".to_owned());
+                    self.probe(on, ProbeKind::Write, Err(refused));
+                }
+                None => continue,
+            }
+            self.tell(Input::HeartbeatSent { on, shard, seq });
+            for to in self.ids() {
+                if self.writes[to.index()].is_some() && !self.cut.contains(&(on, to)) {
+                    let (from, age) = (on, MS);
+                    self.tell(Input::HeartbeatHeard {
+                        from,
+                        to,
+                        shard,
+                        seq,
+                        age,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Lets time go by, with evidence at each beat and the engine's timers in between.
+    fn pass(&mut self, time: Duration) {
+        let until = self.now + time;
+        while self.now < until {
+            self.now += BEAT / 2;
+            self.engine.on_timer(self.now);
+            self.now += BEAT / 2;
+            self.beat();
+        }
+    }
+
+    /// Nothing listens on `id` any more, and everybody notices.
+    fn kill(&mut self, id: ReplicaId) {
+        self.pings[id.index()] = false;
+        self.writes[id.index()] = None;
+        for _ in 0..3 {
+            self.probe(id, ProbeKind::Ping, Err(ProbeFailure::Refused));
+        }
+    }
+
+    fn revive(&mut self, id: ReplicaId) {
+        self.pings[id.index()] = true;
+        self.writes[id.index()] = Some(true);
+    }
+
+    fn ask(&mut self, id: u64, request: Request) {
+        self.tell(Input::Operator { id, request });
+    }
+
+    fn switch(&mut self, id: u64, to: ReplicaId) {
+        let reason = String::new();
+        self.ask(id, Request::Switch { to, reason });
+    }
+
+    fn answer(&self, wanted: u64) -> Option<&Result<String, String>> {
+        self.outputs.iter().find_map(|output| match output {
+            Output::Answer { id, result } if *id == wanted => Some(result),
+            _ => None,
+        })
+    }
+
+    fn remembered(&self) -> Vec<Option<ReplicaId>> {
+        self.outputs
+            .iter()
+            .filter_map(|output| match output {
+                Output::RememberPin(pin) => Some(*pin),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn switches(&self) -> Vec<(ReplicaId, SwitchReason)> {
+        self.outputs
+            .iter()
+            .filter_map(|output| match output {
+                Output::Event(Event::Switched(switched)) => Some((switched.to, switched.reason)),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn holding_epoch(&self) -> u64 {
+        let snapshot = self.engine.snapshot(self.now);
+        assert!(snapshot.holding, "a planned move holds");
+        snapshot.epoch
+    }
+
+    /// Until `done`, for at most `patience`; how long it took.
+    fn until(&mut self, patience: Duration, done: impl Fn(&World) -> bool) -> Duration {
+        let began = self.now;
+        while !done(self) {
+            assert!(
+                self.now < began + patience,
+                "not within {patience:?}: {:#?}",
+                self.outputs.iter().rev().take(5).collect::<Vec<_>>()
+            );
+            self.pass(BEAT);
+        }
+        self.now - began
+    }
+}
+
+#[test]
+fn a_stuck_ping_is_no_silence_while_writes_are_answered() {
+    let mut world = World::new(2);
+    world.pings[A.index()] = false;
+    world.pass(MS * 1600);
+    world.probe(A, ProbeKind::Ping, Err(ProbeFailure::Timeout));
+    world.pings[A.index()] = true;
+    world.pass(MS * 5000);
+    assert_eq!(world.switches(), []);
+}
+
+#[test]
+fn one_lost_write_probe_is_no_refusal() {
+    let mut world = World::new(2);
+    // Accepted at 0; the next one starts at 200 ms and is given up 1 s later; then the one after it is on its way.
+    for _ in 0..12 {
+        world.now += BEAT;
+        for on in [A, B] {
+            world.probe(on, ProbeKind::Ping, Ok(MS));
+        }
+        world.probe(B, ProbeKind::Write, Ok(MS));
+    }
+    world.probe(A, ProbeKind::Write, Err(ProbeFailure::Timeout));
+    world.now += MS * 50;
+    world.engine.on_timer(world.now);
+    world.probe(A, ProbeKind::Write, Ok(MS));
+    assert_eq!(
+        world.view(A).shards[0].writable,
+        Some(true),
+        "{}",
+        world.view(A).reason
+    );
+    assert_eq!(world.switches(), []);
+}
+
+#[test]
+fn the_first_to_return_is_taken_in_the_same_call_whatever_it_answers_first() {
+    for kind in [ProbeKind::Ping, ProbeKind::Write] {
+        let mut world = World::new(3);
+        world.kill(A);
+        world.kill(B);
+        world.kill(C);
+        assert_eq!(world.active(), Some(C), "all the way down");
+        world.pass(MS * 500);
+        world.probe(B, kind, Ok(MS));
+        assert_eq!(
+            world.active(),
+            Some(B),
+            "{kind:?}: no dwell, no damping, no grace"
+        );
+        assert_eq!(
+            world.switches().last(),
+            Some(&(B, SwitchReason::LastSurvivor)),
+            "{kind:?}"
+        );
+    }
+}
+
+#[test]
+fn one_direction_of_one_link_is_named_and_moves_nothing() {
+    let mut world = World::new(3);
+    world.cut.push((A, B));
+    world.pass(MS * 5000);
+    assert_eq!(world.switches(), []);
+    let links = world.view(A).links;
+    let down: Vec<_> = links.iter().filter(|link| !link.up).map(|link| link.to).collect();
+    assert_eq!(down, [B]);
+    for id in world.ids() {
+        assert_eq!(world.view(id).health, Health::Healthy, "{id}");
+    }
+}
+
+#[test]
+fn an_answer_that_lay_in_a_socket_through_a_stall_does_not_end_tilt() {
+    let mut world = World::new(2);
+    let stall = MS * 3000;
+    world.now += stall;
+    world.seq += 1;
+    let (seq, shard) = (world.seq, ShardId::ONLY);
+    // Both were on their way when the sidecar stood still; 700 ms is young enough to be fresh by itself.
+    let heard = |age| Input::HeartbeatHeard {
+        from: A,
+        to: A,
+        shard,
+        seq,
+        age,
+    };
+    world.probe(A, ProbeKind::Ping, Ok(stall));
+    world.tell(heard(MS * 700));
+    world.now += MS * 200;
+    world.engine.on_timer(world.now);
+    assert!(
+        world.engine.snapshot(world.now).tilt,
+        "nothing is known since the wake"
+    );
+    world.beat();
+    world.now += MS;
+    world.engine.on_timer(world.now);
+    assert!(
+        !world.engine.snapshot(world.now).tilt,
+        "asked and answered since the wake"
+    );
+}
+
+#[test]
+fn a_pin_is_remembered_each_time_it_is_asked_for() {
+    let mut world = World::new(2);
+    world.ask(1, Request::Unpin);
+    assert_eq!(
+        world.remembered(),
+        [None],
+        "what is on disk may name a replica that is gone"
+    );
+    world.ask(2, Request::Pin { replica: A });
+    world.ask(3, Request::Pin { replica: A });
+    assert_eq!(
+        world.remembered(),
+        [None, Some(A), Some(A)],
+        "the first may not have reached the disk"
+    );
+}
+
+#[test]
+fn an_unpin_calls_off_the_pin_that_is_under_way() {
+    let mut world = World::new(2);
+    world.ask(1, Request::Pin { replica: B });
+    world.holding_epoch();
+    world.ask(2, Request::Unpin);
+    assert!(
+        world.answer(1).is_some_and(Result::is_err),
+        "{:?}",
+        world.answer(1)
+    );
+    assert!(world.answer(2).is_some_and(Result::is_ok));
+    world.pass(MS * 3000);
+    assert_eq!(world.engine.snapshot(world.now).pinned, None);
+    assert_eq!(world.active(), Some(A));
+}
+
+#[test]
+fn an_operator_is_not_sent_to_a_replica_that_refuses_writes_unless_pinned_there() {
+    let mut world = World::new(2);
+    world.writes[B.index()] = Some(false);
+    world.pass(MS * 500);
+    world.switch(1, B);
+    let refusal = world.answer(1).cloned().expect("at once").unwrap_err();
+    assert!(
+        refusal.contains("NOREPLICAS") && refusal.contains("pin"),
+        "{refusal}"
+    );
+    world.ask(2, Request::Pin { replica: B });
+    world.holding_epoch();
+    // When the active refuses them too, nothing is lost by it.
+    let mut world = World::new(2);
+    world.writes[B.index()] = Some(false);
+    world.pass(MS * 500);
+    world.writes[A.index()] = Some(false);
+    world.pass(MS * 500);
+    world.switch(3, B);
+    world.holding_epoch();
+}
+
+#[test]
+fn a_failback_is_called_off_when_its_proof_breaks_on_the_way() {
+    let mut world = World::new(2);
+    world.kill(A);
+    world.pass(MS * 500);
+    world.revive(A);
+    world.until(MS * 10_000, |world| world.engine.snapshot(world.now).holding);
+    // Drained, and the fence on its way: then something is wrong with the replica after all.
+    let epoch = world.holding_epoch();
+    world.tell(Input::Drained { epoch });
+    for _ in 0..2 {
+        world.probe(A, ProbeKind::Ping, Err(ProbeFailure::Timeout));
+    }
+    assert_eq!(world.view(A).health, Health::Suspect);
+    assert!(
+        !world.engine.snapshot(world.now).holding,
+        "nobody waits for it any more"
+    );
+    assert_eq!(world.active(), Some(B));
+}
