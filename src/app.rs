@@ -111,7 +111,7 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
     let (feedback, from_workers) = mpsc::unbounded_channel();
     let settings = proxy::Settings {
         listener: Listener {
-            max_clients: descriptors::room_for(config.listener.max_clients),
+            max_clients: descriptors::room_for(config.listener.max_clients, config.upstream.mode),
             ..config.listener.clone()
         },
         upstream: config.upstream.clone(),

@@ -263,6 +263,14 @@ fn classify(error: &io::Error) -> DialErrorKind {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => DialErrorKind::Refused,
         io::ErrorKind::TimedOut => DialErrorKind::Timeout,
+        io::ErrorKind::AddrNotAvailable | io::ErrorKind::OutOfMemory => DialErrorKind::Local,
+        _ if matches!(
+            error.raw_os_error(),
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS)
+        ) =>
+        {
+            DialErrorKind::Local
+        }
         _ => DialErrorKind::Other,
     }
 }
@@ -303,7 +311,16 @@ pub enum DialError {
         /// What is wrong with it.
         cause: String,
     },
-    /// Anything else: network unreachable, reset, out of file descriptors, permission denied.
+    /// This process, or its machine, has no room for another connection: out of file descriptors, ports or memory. Says
+    /// nothing about the endpoint.
+    #[error("cannot connect to {address}: {cause}")]
+    Local {
+        /// The endpoint's address.
+        address: Address,
+        /// What the system said.
+        cause: String,
+    },
+    /// Anything else: network unreachable, reset, permission denied.
     #[error("cannot connect to {address}: {cause}")]
     Other {
         /// The endpoint's address.
@@ -324,6 +341,8 @@ pub enum DialErrorKind {
     Tls,
     /// See [`DialError::Files`].
     Files,
+    /// See [`DialError::Local`].
+    Local,
     /// See [`DialError::Other`].
     Other,
 }
@@ -337,6 +356,7 @@ impl DialErrorKind {
             DialErrorKind::Timeout => 2,
             DialErrorKind::Tls => 3,
             DialErrorKind::Files => 4,
+            DialErrorKind::Local => 5,
         }
     }
 }
@@ -348,6 +368,7 @@ impl DialError {
             DialErrorKind::Refused => DialError::Refused { address, cause },
             DialErrorKind::Timeout => DialError::Timeout { address, cause },
             DialErrorKind::Tls => DialError::Tls { address, cause },
+            DialErrorKind::Local => DialError::Local { address, cause },
             DialErrorKind::Files | DialErrorKind::Other => DialError::Other { address, cause },
         }
     }
@@ -359,6 +380,7 @@ impl DialError {
             DialError::Timeout { .. } => DialErrorKind::Timeout,
             DialError::Tls { .. } => DialErrorKind::Tls,
             DialError::Files { .. } => DialErrorKind::Files,
+            DialError::Local { .. } => DialErrorKind::Local,
             DialError::Other { .. } => DialErrorKind::Other,
         }
     }

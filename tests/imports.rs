@@ -19,7 +19,14 @@ const RULES: &[(&str, &[&str])] = &[
     // One way to open a connection.
     (
         "dial",
-        &["crate::replica", "socket2", "thiserror", "tokio", "tokio_rustls"],
+        &[
+            "crate::replica",
+            "libc",
+            "socket2",
+            "thiserror",
+            "tokio",
+            "tokio_rustls",
+        ],
     ),
     // DATA PLANE. Never monitor, decision, coordination, admin.
     (

@@ -25,6 +25,7 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
     note("listener.bind", false, a.bind == b.bind);
     note("listener.max_clients", false, a.max_clients == b.max_clients);
     note("listener.workers", false, a.workers == b.workers);
+    note("listener.output_limit", false, a.output_limit == b.output_limit);
 
     let count = old.replicas.len();
     note("the number of replicas", false, count == new.replicas.len());
@@ -52,6 +53,9 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
 
     let (a, b) = (&old.policy, &new.policy);
     let (links_a, links_b) = (&old.upstream, &new.upstream);
+    note("upstream.mode", false, links_a.mode == links_b.mode);
+    let same = links_a.shared_links == links_b.shared_links;
+    note("upstream.shared_links", false, same);
     let same = a.heartbeat_interval == b.heartbeat_interval;
     note("detection.heartbeat_interval", true, same);
     let same = a.heartbeat_timeout == b.heartbeat_timeout;

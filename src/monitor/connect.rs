@@ -61,7 +61,7 @@ impl From<&DialError> for Failure {
             DialError::Refused { .. } => ProbeFailure::Refused,
             DialError::Timeout { .. } => ProbeFailure::Timeout,
             DialError::Tls { cause, .. } | DialError::Files { cause, .. } => tls_error(cause),
-            DialError::Other { .. } => ProbeFailure::Broken,
+            DialError::Local { .. } | DialError::Other { .. } => ProbeFailure::Broken,
         };
         Failure::new(evidence, error.to_string())
     }

@@ -66,6 +66,8 @@ pub(crate) enum Phase {
 pub(crate) enum End {
     /// Its connection failed, or broke, or stayed silent.
     Failed(LinkEvidence),
+    /// Pulsegate itself has no room for another connection.
+    NoRoom,
     /// Its replica does not accept the application's own login: that says nothing about the replica.
     Refused(Login),
     /// The route has left its replica for good, without waiting for answers.
@@ -329,6 +331,7 @@ impl Link {
                 self.worker.report(self.replica, *evidence);
                 self.worker.link_failed(self.replica);
             }
+            End::NoRoom => self.worker.link_failed(self.replica),
             End::Refused(login) => self
                 .worker
                 .upstream

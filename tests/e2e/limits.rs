@@ -24,12 +24,12 @@ async fn few_descriptors_mean_few_clients_and_nothing_else() {
     let sidecar = Sidecar::with_open_files(&replicas(&rig), "fast", "", Some(100)).await;
     sidecar
         .wait_log(
-            "needs 20064 open files, the system allows 100: there is room for 18",
+            "needs 11314 open files, the system allows 100: there is room for 32",
             0,
         )
         .await;
     let mut inside = Vec::new();
-    for _ in 0..18 {
+    for _ in 0..32 {
         let mut app = App::connect(sidecar.addr).await;
         assert_eq!(app.ask(&["PING"]).await, "+PONG\r\n");
         inside.push(app);

@@ -52,13 +52,16 @@ pub(super) async fn run(link: Rc<Link>, handshake: Vec<Step>) {
         Err(error) => {
             tracing::debug!(replica = %worker.name(link.replica), %error, "connect failed");
             let (evidence, result) = match error.kind() {
-                DialErrorKind::Refused => (LinkEvidence::Refused, ConnectResult::Refused),
-                DialErrorKind::Timeout => (LinkEvidence::ConnectTimeout, ConnectResult::Timeout),
-                DialErrorKind::Tls => (LinkEvidence::Rejected, ConnectResult::Tls),
-                _ => (LinkEvidence::Broken, ConnectResult::Other),
+                DialErrorKind::Refused => (Some(LinkEvidence::Refused), ConnectResult::Refused),
+                DialErrorKind::Timeout => (Some(LinkEvidence::ConnectTimeout), ConnectResult::Timeout),
+                DialErrorKind::Tls => (Some(LinkEvidence::Rejected), ConnectResult::Tls),
+                DialErrorKind::Local => (None, ConnectResult::Other),
+                DialErrorKind::Files | DialErrorKind::Other => {
+                    (Some(LinkEvidence::Broken), ConnectResult::Other)
+                }
             };
             worker.metrics.upstream_connects[link.replica][result].inc();
-            link.condemn(&End::Failed(evidence));
+            link.condemn(&evidence.map_or(End::NoRoom, End::Failed));
             return;
         }
     };
