@@ -5,8 +5,9 @@
 //!
 //! - `listener` accepts, `client` is the application's socket
 //! - `session` owns one application connection, `pipeline` its reply order (pure), `classify` what a request is (pure)
-//! - `link` owns one upstream connection, `outbox` the bytes on it (pure)
-//! - `recover` says what becomes of commands whose link is lost, `intent` what is said again on the next (both pure)
+//! - `link` owns one upstream connection, `outbox` the bytes on it (pure), `upstream` all links: who shares which
+//! - `recover` says what becomes of commands whose link is lost, `intent` what is said again on the next (both pure),
+//!   `scripts` which scripts the next replica has to be told
 //! - `worker` is one thread of all this
 
 mod classify;
@@ -15,8 +16,8 @@ mod command;
 mod intent;
 mod link;
 mod listener;
-mod outbox;
-mod pipeline;
+pub mod outbox;
+pub mod pipeline;
 mod recover;
 mod scripts;
 mod session;

@@ -26,7 +26,7 @@ const SLICES: usize = 16;
 
 /// See the module's documentation. All positions count bytes since the link was opened.
 #[derive(Debug, Default)]
-pub(crate) struct Outbox {
+pub struct Outbox {
     chunks: VecDeque<BytesMut>,
     /// Position of the first byte of `chunks[0]`.
     base: u64,
@@ -44,7 +44,7 @@ pub(crate) struct Outbox {
 
 impl Outbox {
     /// Adds one frame, copied.
-    pub(crate) fn append(&mut self, frame: &[u8]) {
+    pub fn append(&mut self, frame: &[u8]) {
         self.end += frame.len() as u64;
         if let Some(last) = self.chunks.back_mut()
             && last.len() + frame.len() <= CHUNK.max(last.capacity())
@@ -61,23 +61,23 @@ impl Outbox {
     }
 
     /// Adds one large frame without copying it.
-    pub(crate) fn append_owned(&mut self, frame: BytesMut) {
+    pub fn append_owned(&mut self, frame: BytesMut) {
         self.end += frame.len() as u64;
         self.chunks.push_back(frame);
     }
 
     /// Whether something waits to be written.
-    pub(crate) fn has_unwritten(&self) -> bool {
+    pub fn has_unwritten(&self) -> bool {
         self.written < self.end
     }
 
     /// Bytes that wait to be written.
-    pub(crate) fn unwritten(&self) -> u64 {
+    pub fn unwritten(&self) -> u64 {
         self.end - self.written
     }
 
     /// Fills `slices` with the first unwritten bytes and calls `write` with them.
-    pub(crate) fn with_unwritten<R>(&self, write: impl FnOnce(&[IoSlice<'_>]) -> R) -> R {
+    pub fn with_unwritten<R>(&self, write: impl FnOnce(&[IoSlice<'_>]) -> R) -> R {
         let mut slices = [IoSlice::new(&[]); SLICES];
         let mut count = 0;
         let mut skip = self.writing_at;
@@ -90,7 +90,7 @@ impl Outbox {
     }
 
     /// The socket has taken `n` more bytes.
-    pub(crate) fn advance(&mut self, mut n: usize) {
+    pub fn advance(&mut self, mut n: usize) {
         self.written += n as u64;
         debug_assert!(self.written <= self.end);
         while n > 0 {
@@ -112,22 +112,22 @@ impl Outbox {
     }
 
     /// Position of the oldest byte that is still kept.
-    pub(crate) fn base(&self) -> u64 {
+    pub fn base(&self) -> u64 {
         self.base
     }
 
     /// Position up to which the socket has taken the bytes.
-    pub(crate) fn written(&self) -> u64 {
+    pub fn written(&self) -> u64 {
         self.written
     }
 
     /// The oldest kept bytes, as far as they lie together: they begin with a whole frame.
-    pub(crate) fn front(&self) -> &[u8] {
+    pub fn front(&self) -> &[u8] {
         self.chunks.front().map_or(&[], |chunk| chunk)
     }
 
     /// Lets go of the oldest `len` bytes, whole frames: they are answered, or handed over.
-    pub(crate) fn release(&mut self, mut len: usize) {
+    pub fn release(&mut self, mut len: usize) {
         while len > 0 {
             let Some(front) = self.chunks.front() else { return };
             let part = len.min(front.len());

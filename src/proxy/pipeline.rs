@@ -9,21 +9,21 @@ use bytes::Bytes;
 
 /// Position of a command in its session's request order. Wraps; only distances matter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Seq(u32);
+pub struct Seq(u32);
 
 impl Seq {
     /// For commands that are in no session's pipeline.
-    pub(crate) const NONE: Seq = Seq(0);
+    pub const NONE: Seq = Seq(0);
 
     /// The position `n` further on.
-    pub(crate) fn plus(self, n: u32) -> Seq {
+    pub fn plus(self, n: u32) -> Seq {
         Seq(self.0.wrapping_add(n))
     }
 }
 
 /// The unanswered commands of one session.
 #[derive(Debug, Default)]
-pub(crate) struct Pipeline {
+pub struct Pipeline {
     /// The oldest one's position.
     head: u32,
     /// How many there are, answered out of turn or not.
@@ -41,7 +41,7 @@ struct Kept {
 
 /// What to do with a reply that has just arrived.
 #[derive(PartialEq, Eq, Debug)]
-pub(crate) enum Turn {
+pub enum Turn {
     /// It is the oldest one: send it now, then everything [`Pipeline::pop_ready`] yields.
     Now,
     /// An earlier command has no reply yet: give the bytes to [`Pipeline::keep`].
@@ -50,7 +50,7 @@ pub(crate) enum Turn {
 
 impl Pipeline {
     /// Takes a place at the end.
-    pub(crate) fn push(&mut self) -> Seq {
+    pub fn push(&mut self) -> Seq {
         let seq = Seq(self.head).plus(self.len);
         self.len += 1;
         seq
@@ -58,7 +58,7 @@ impl Pipeline {
 
     /// The replies to `seq` and the `n - 1` commands after it are complete. On [`Turn::Now`] their places are gone; on
     /// [`Turn::Later`] they still wait.
-    pub(crate) fn complete(&mut self, seq: Seq, n: u32) -> Turn {
+    pub fn complete(&mut self, seq: Seq, n: u32) -> Turn {
         debug_assert!(
             seq.0.wrapping_sub(self.head).wrapping_add(n) <= self.len,
             "a place is completed once"
@@ -73,7 +73,7 @@ impl Pipeline {
     }
 
     /// Keeps a reply that overtook an earlier one.
-    pub(crate) fn keep(&mut self, seq: Seq, reply: Bytes) {
+    pub fn keep(&mut self, seq: Seq, reply: Bytes) {
         let head = self.head;
         let kept = self.kept.get_or_insert_with(|| {
             Box::new(Kept {
@@ -86,7 +86,7 @@ impl Pipeline {
     }
 
     /// The next kept reply whose turn has come.
-    pub(crate) fn pop_ready(&mut self) -> Option<Bytes> {
+    pub fn pop_ready(&mut self) -> Option<Bytes> {
         let kept = self.kept.as_mut()?;
         let reply = kept.replies.remove(&self.head.wrapping_sub(kept.base))?;
         if kept.replies.is_empty() {
@@ -98,17 +98,17 @@ impl Pipeline {
     }
 
     /// Whether `seq` is the oldest unanswered command.
-    pub(crate) fn is_head(&self, seq: Seq) -> bool {
+    pub fn is_head(&self, seq: Seq) -> bool {
         self.len > 0 && seq.0 == self.head
     }
 
     /// Unanswered commands.
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.len as usize
     }
 
     /// No command waits for its reply.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 }
