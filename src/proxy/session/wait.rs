@@ -179,6 +179,11 @@ impl Session {
             st.tainted = true;
         }
         let mut more = Vec::new();
+        if st.tainted {
+            // For WAIT: a connection's own writes end, for the server, where the replication stream stood at its newest
+            // command. After this one that is behind everything the session has written on shared links.
+            more.push(Step::ping());
+        }
         if st.muted_sent {
             more.push(Step::silent(&[b"CLIENT", b"REPLY", b"OFF"]));
         }
