@@ -11,6 +11,9 @@ use super::command::Must;
 use crate::replica::Secret;
 use crate::resp;
 
+/// Where a RESP2 connection hears of keys that another one tracks.
+const CHANNEL: &[u8] = b"__redis__:invalidate";
+
 /// The remembered wishes of one session.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Intent {
@@ -55,8 +58,8 @@ struct Rare {
     name: Option<Bytes>,
     /// CLIENT SETINFO attributes and values, newest of each.
     info: Vec<(Bytes, Bytes)>,
-    /// The whole CLIENT TRACKING ON command.
-    tracking: Option<Bytes>,
+    /// The whole CLIENT TRACKING ON commands, which add up: prefixes are given one command after the other.
+    tracking: Vec<Bytes>,
     /// Whole commands that switch a mode of the connection on (READONLY, CLIENT NO-EVICT ON, …), by name.
     modes: Vec<(&'static str, Bytes)>,
     monitor: bool,
@@ -127,7 +130,13 @@ impl Intent {
                 info.retain(|(a, _)| !a.eq_ignore_ascii_case(&attribute));
                 info.push((attribute, value));
             }
-            Change::Tracking(command) => self.rare().tracking = command,
+            Change::Tracking(None) => self.rare().tracking.clear(),
+            Change::Tracking(Some(command)) => {
+                let tracking = &mut self.rare().tracking;
+                if !tracking.contains(&command) {
+                    tracking.push(command);
+                }
+            }
             Change::Mode(name, command) => {
                 let modes = &mut self.rare().modes;
                 modes.retain(|(n, _)| *n != name);
@@ -174,7 +183,7 @@ impl Intent {
 
     /// CLIENT TRACKING is on.
     pub(crate) fn tracks(&self) -> bool {
-        self.rare.as_ref().is_some_and(|rare| rare.tracking.is_some())
+        self.rare.as_ref().is_some_and(|rare| !rare.tracking.is_empty())
     }
 
     /// The replica may send to this session without being asked, so it needs a link even while it is idle.
@@ -182,17 +191,30 @@ impl Intent {
         self.is_subscribed() || self.monitors() || self.tracks()
     }
 
+    /// Takes part in tracking with REDIRECT, as the one that tracks or as the one that hears: the client id that ties the
+    /// two is the replica's own, so neither can be moved, and a cache that is no longer told anything must not live on.
+    pub(crate) fn is_redirected(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| {
+            rare.tracking
+                .iter()
+                .any(|frame| resp::args(frame).any(|word| word.eq_ignore_ascii_case(b"REDIRECT")))
+        }) || !self.identity.resp3 && self.hears_invalidations()
+    }
+
+    fn hears_invalidations(&self) -> bool {
+        self.rare
+            .as_ref()
+            .is_some_and(|rare| rare.subscriptions[Subscription::Channel as usize].contains(CHANNEL))
+    }
+
     /// What an application with a cache of its own is told when its connection to the replica is lost: that anything in
     /// the cache may have changed meanwhile.
     pub(crate) fn invalidation(&self) -> &'static [u8] {
-        const CHANNEL: &[u8] = b"__redis__:invalidate";
-        let hears = self
-            .rare
-            .as_ref()
-            .is_some_and(|rare| rare.subscriptions[Subscription::Channel as usize].contains(CHANNEL));
         match self.identity.resp3 {
             true if self.tracks() => b">2\r\n$10\r\ninvalidate\r\n_\r\n",
-            false if hears => b"*3\r\n$7\r\nmessage\r\n$20\r\n__redis__:invalidate\r\n*-1\r\n",
+            false if self.hears_invalidations() => {
+                b"*3\r\n$7\r\nmessage\r\n$20\r\n__redis__:invalidate\r\n*-1\r\n"
+            }
             _ => b"",
         }
     }
@@ -248,12 +270,9 @@ impl Intent {
         for (attribute, value) in &rare.info {
             steps.push(Step::may(&[b"CLIENT", b"SETINFO", attribute, value]));
         }
-        if let Some(tracking) = &rare.tracking {
-            steps.push(Step {
-                frame: tracking.clone(),
-                replies: 1,
-                must: Must::Answer,
-            });
+        // A REDIRECT's client id is another connection's by now, if it is any.
+        if !self.is_redirected() {
+            steps.extend(rare.tracking.iter().cloned().map(Step::known));
         }
         for (_, mode) in &rare.modes {
             steps.push(Step {
@@ -344,6 +363,15 @@ impl Step {
         Step {
             frame,
             replies: 1,
+            must: Must::Answer,
+        }
+    }
+
+    /// A whole command on a connection that gives no replies.
+    pub(crate) fn unanswered(frame: Bytes) -> Step {
+        Step {
+            frame,
+            replies: 0,
             must: Must::Answer,
         }
     }

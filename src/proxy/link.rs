@@ -210,6 +210,11 @@ impl Link {
         self.in_flight.get()
     }
 
+    /// Whether the socket has yet to take something.
+    pub(crate) fn has_unwritten(&self) -> bool {
+        self.inner.borrow().outbox.has_unwritten()
+    }
+
     /// Nothing is unanswered.
     pub(crate) fn is_idle(&self) -> bool {
         self.inner.borrow().entries.is_empty()
@@ -310,7 +315,7 @@ impl Link {
     pub(crate) fn condemn(self: &Rc<Self>, end: &End) {
         match self.phase.replace(Phase::Dead) {
             Phase::Dead => return,
-            Phase::Connecting | Phase::Greeting => self.worker.upstream.connect_ended(self, false),
+            Phase::Connecting | Phase::Greeting => self.worker.upstream.connect_ended(self),
             Phase::Ready => {}
         }
         if let End::Failed(evidence) = end {
@@ -320,6 +325,10 @@ impl Link {
         self.worker.metrics.upstream_connections[self.replica][self.kind].add(-1);
         self.worker.upstream.remove(self);
         let inner = self.inner.take();
+        if inner.outbox.has_unwritten() {
+            // A script among it is one that the replica was never told.
+            self.worker.scripts.borrow_mut().forgotten_by(self.replica);
+        }
         self.awaits_less(self.in_flight.get());
         let mut lost = Lost::default();
         if let Some(owner) = self.owner.take() {
@@ -362,7 +371,7 @@ impl Link {
 
     fn ready(self: &Rc<Self>) {
         self.phase.set(Phase::Ready);
-        self.worker.upstream.connect_ended(self, true);
+        self.worker.upstream.connect_ended(self);
         self.worker.metrics.upstream_connects[self.replica][ConnectResult::Ok].inc();
         self.worker.report(self.replica, LinkEvidence::Alive);
         let owner = self.owner.borrow().clone();

@@ -24,8 +24,14 @@ use crate::replica::ReplicaId;
 /// Connects of dedicated links under way at once.
 const CONNECTS: usize = 64;
 
+/// So many of the newest links in the pool are looked at for one that fits.
+const CHOICE: usize = 16;
+
 /// First and longest wait before the next connect to a replica that failed.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
+
+/// How long no link to a replica must have failed for the wait to begin anew.
+const STEADY: Duration = Duration::from_secs(1);
 
 /// A dedicated link that nobody has needed for this long is closed, as is a group of shared links but the default one's.
 const UNUSED: Duration = Duration::from_secs(10);
@@ -172,10 +178,11 @@ impl Upstream {
         let pooled = {
             let mut pool = self.pool.borrow_mut();
             let of_replica = &mut pool[replica.index()];
-            of_replica.retain(|p| p.link.phase() == Phase::Ready);
             let mut found = None;
-            for (place, pooled) in of_replica.iter().enumerate().rev() {
-                if let Some(steps) = intent.steps_from(&pooled.said) {
+            for (place, pooled) in of_replica.iter().enumerate().rev().take(CHOICE) {
+                if pooled.link.phase() == Phase::Ready
+                    && let Some(steps) = intent.steps_from(&pooled.said)
+                {
                     let exact = steps.is_empty();
                     found = Some((place, steps));
                     if exact {
@@ -212,13 +219,10 @@ impl Upstream {
         }
     }
 
-    /// A link's connect has ended, handshake and all.
-    pub(super) fn connect_ended(&self, link: &Link, ok: bool) {
+    /// A link's connect has ended, well or not, handshake and all.
+    pub(super) fn connect_ended(&self, link: &Link) {
         if link.kind == LinkKind::Dedicated {
             self.connecting.set(self.connecting.get().saturating_sub(1));
-        }
-        if ok {
-            self.peers.borrow_mut()[link.replica.index()].backoff = BACKOFF.0;
         }
     }
 
@@ -227,6 +231,10 @@ impl Upstream {
         let mut peers = self.peers.borrow_mut();
         let peer = &mut peers[replica.index()];
         if peer.not_before <= now {
+            // A replica that lets everybody in and then hangs up has not recovered.
+            if now.saturating_duration_since(peer.not_before) > STEADY {
+                peer.backoff = BACKOFF.0;
+            }
             // Jitter, so that the workers of a fleet do not come back in step.
             let jitter = peer
                 .backoff

@@ -143,6 +143,12 @@ impl Link {
         if wrote && let Poll::Ready(Err(error)) = Pin::new(stream).poll_flush(cx) {
             return Err(error);
         }
+        if wrote
+            && !self.has_unwritten()
+            && let Some(owner) = &*self.owner.borrow()
+        {
+            owner.link_written();
+        }
         Ok(())
     }
 

@@ -39,7 +39,15 @@ impl Session {
         st.sent -= 1;
         st.pins -= u32::from(command.pins);
         let inside = st.tx_answered == TxState::Open;
-        let _ = st.tx_answered.step(command.tx);
+        // EXECABORT ends a transaction as well as a success does.
+        let refused = command.tx != Tx::None
+            && reply.is_error()
+            && !(command.tx == Tx::Exec && resp::error_code(frame) == Some(b"EXECABORT"));
+        if refused {
+            refuse_step(st);
+        } else {
+            let _ = st.tx_answered.step(command.tx);
+        }
         match command.tx {
             Tx::Exec => execute(st, reply, frame),
             Tx::Discard if !reply.is_error() => (st.queued, st.queued_changes) = Default::default(),
@@ -50,10 +58,13 @@ impl Session {
                 st.queued += 1;
             }
             _ => {
-                if let Some(change) = command.change
-                    && !reply.is_error()
-                {
-                    apply(st, *change, frame);
+                if let Some(change) = command.change {
+                    if !reply.is_error() {
+                        apply(st, *change, frame);
+                    } else if matches!(*change, Change::Hello { login: Some(_), .. }) {
+                        // The login may have been taken before something else was refused.
+                        (st.tainted, st.spoiled) = (true, true);
+                    }
                 }
             }
         }
@@ -75,9 +86,7 @@ impl Session {
             self.release_perhaps(st);
         }
         // Halfway, so that an application that orders much is not woken for each reply.
-        if st.paused && (st.pipeline.is_empty() || !st.is_full())
-            || (st.closing.is_some() && st.pipeline.is_empty())
-        {
+        if st.paused && (st.pipeline.is_empty() || !st.is_full()) || st.closing.is_some() {
             st.paused = false;
             self.wake();
         }
@@ -159,7 +168,9 @@ impl Session {
         if st.dead.is_some() {
             return;
         }
-        if st.out.len() + bytes.len() > self.worker.settings.listener.output_limit {
+        // A reply that is passed on in pieces is one reply: it may be long, but there is no more behind it.
+        let before = if st.streaming.is_some() { 0 } else { bytes.len() };
+        if st.out.len() + before > self.worker.settings.listener.output_limit {
             tracing::warn!(
                 session = self.id,
                 "disconnected: the application does not read, and {} bytes wait for it",
@@ -197,6 +208,13 @@ impl Session {
     }
 
     pub(super) fn flush(&self, st: &mut State) {
+        self.write_out(st);
+        if !st.out.is_empty() || st.dead.is_some() || st.closing.is_some() {
+            self.wake();
+        }
+    }
+
+    fn write_out(&self, st: &mut State) {
         let before = st.out.len();
         while !st.out.is_empty() && st.dead.is_none() {
             match self.writer.try_write(&st.out) {
@@ -219,10 +237,6 @@ impl Session {
         if st.out.is_empty() && st.out.capacity() > 0 {
             self.worker.give_buffer(std::mem::take(&mut st.out));
         }
-        let done = st.closing.is_some() && st.pipeline.is_empty();
-        if !st.out.is_empty() || st.dead.is_some() || done {
-            self.wake();
-        }
     }
 
     /// Bytes that wait for the application to read them.
@@ -237,7 +251,8 @@ impl Session {
             if state.out.is_empty() || state.dead.is_some() {
                 return true;
             }
-            self.flush(&mut state);
+            // The task that calls needs no waking: it would only turn round and round.
+            self.write_out(&mut state);
             if state.out.is_empty() || state.dead.is_some() {
                 return true;
             }
@@ -258,13 +273,22 @@ fn keep_each(st: &mut State, mut seq: Seq, mut bytes: &[u8]) {
     }
 }
 
+/// A command that begins or ends a transaction or WATCH met an error: where the connection stands is what was answered
+/// before, as far as anyone can tell, so nobody else gets it.
+fn refuse_step(st: &mut State) {
+    (st.tainted, st.spoiled) = (true, true);
+    if st.pins == 0 && !st.tx.is_lost() {
+        // No later such command is on its way.
+        (st.tx, st.tx_sent) = (st.tx_answered, st.tx_answered);
+    }
+}
+
 /// The replica has agreed to a change.
-fn apply(st: &mut State, change: Change, frame: &[u8]) {
+pub(super) fn apply(st: &mut State, change: Change, frame: &[u8]) {
     match change {
         Change::Subscribe => return confirm(&mut st.intent, frame),
         Change::Reset => {
-            (st.tx, st.tx_sent, st.tx_answered, st.muted, st.queued) = Default::default();
-            st.queued_changes.clear();
+            (st.queued, st.queued_changes) = Default::default();
             st.spoiled = true;
         }
         _ => {}
