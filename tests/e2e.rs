@@ -13,6 +13,8 @@ mod planned;
 mod python;
 #[path = "e2e/redis_py.rs"]
 mod redis_py;
+#[path = "e2e/sessions.rs"]
+mod sessions;
 #[path = "e2e/support.rs"]
 mod support;
 #[path = "e2e/transparent.rs"]

@@ -361,6 +361,11 @@ impl Link {
             .then(|| now.saturating_duration_since(self.quiet_since.get()))
     }
 
+    /// All it had to say is said, and it waits for its owner's application to read.
+    pub(crate) fn is_unread(&self) -> bool {
+        self.read_paused() && !self.has_unwritten()
+    }
+
     /// The owner's application does not read.
     fn read_paused(&self) -> bool {
         self.owner

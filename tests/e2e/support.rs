@@ -268,6 +268,14 @@ impl App {
         }
     }
 
+    /// Waits until there is something to read, and reads none of it.
+    pub(crate) async fn wait_readable(&self) {
+        tokio::time::timeout(PATIENCE, self.stream.readable())
+            .await
+            .expect("something comes")
+            .expect("the connection lives");
+    }
+
     /// The next reply or push.
     pub(crate) async fn hear(&mut self) -> String {
         self.try_hear(PATIENCE).await.expect("a reply")
