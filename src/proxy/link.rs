@@ -117,6 +117,8 @@ pub(crate) struct Link {
     phase: Cell<Phase>,
     inner: RefCell<Inner>,
     waker: RefCell<Option<Waker>>,
+    /// It has been Ready.
+    served: Cell<bool>,
     /// The task has been told to run.
     woken: Cell<bool>,
     /// Of a dedicated link: the session whose pushes and messages arrive here.
@@ -180,6 +182,7 @@ impl Link {
             phase: Cell::new(Phase::Connecting),
             inner: RefCell::default(),
             waker: RefCell::default(),
+            served: Cell::new(false),
             woken: Cell::new(false),
             owner: RefCell::new(owner),
             quiet_since: Cell::new(worker.now()),
@@ -203,6 +206,11 @@ impl Link {
     /// See [`Phase`].
     pub(crate) fn phase(&self) -> Phase {
         self.phase.get()
+    }
+
+    /// Whether it has ever taken commands.
+    pub(crate) fn has_served(&self) -> bool {
+        self.served.get()
     }
 
     /// Commands whose replies a drain waits for.
@@ -376,6 +384,7 @@ impl Link {
 
     fn ready(self: &Rc<Self>) {
         self.phase.set(Phase::Ready);
+        self.served.set(true);
         self.worker.upstream.connect_ended(self);
         self.worker.metrics.upstream_connects[self.replica][ConnectResult::Ok].inc();
         self.worker.report(self.replica, LinkEvidence::Alive);

@@ -358,8 +358,9 @@ impl Session {
         }
         (st.tx_sent, st.tx_answered, st.skip_sent) = Default::default();
         (st.queued, st.queued_changes) = Default::default();
-        let invalidate = st.intent.invalidation();
-        self.put(st, invalidate);
+        if link.has_served() {
+            self.put(st, st.intent.invalidation());
+        }
         if st.intent.is_redirected() {
             // The honest end of a cache that nobody can keep true any more: the application begins anew.
             st.closing.get_or_insert(DisconnectReason::TrackingLost);
