@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #[path = "e2e/failover.rs"]
 mod failover;
+#[path = "e2e/hold.rs"]
+mod hold;
 #[path = "e2e/hostile.rs"]
 mod hostile;
 #[path = "e2e/planned.rs"]
@@ -15,6 +17,8 @@ mod python;
 mod redis_py;
 #[path = "e2e/sessions.rs"]
 mod sessions;
+#[path = "e2e/state.rs"]
+mod state;
 #[path = "e2e/support.rs"]
 mod support;
 #[path = "e2e/transparent.rs"]

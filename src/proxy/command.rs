@@ -98,8 +98,11 @@ pub(crate) enum Expect {
 pub(crate) enum Must {
     /// Anything: an older server may not know the command.
     Answer,
-    /// No error.
+    /// No error: what Pulsegate itself needs.
     Succeed,
+    /// No error either, but what the application asked for earlier: if this replica does not grant it, the application is
+    /// told so, and the replica is none the worse for it.
+    Grant,
     /// No error but one that says who may ask (NOAUTH, NOPERM): the replica serves.
     Serve,
 }

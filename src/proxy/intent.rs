@@ -232,20 +232,20 @@ impl Intent {
         let mut steps = Vec::new();
         if from.identity.resp3 != self.identity.resp3 {
             let version: &[u8] = if self.identity.resp3 { b"3" } else { b"2" };
-            steps.push(Step::must(&[b"HELLO", version]));
+            steps.push(Step::grant(&[b"HELLO", version]));
         }
         if from.identity.db != self.identity.db {
-            steps.push(Step::must(&[b"SELECT", self.identity.db.to_string().as_bytes()]));
+            steps.push(Step::grant(&[b"SELECT", self.identity.db.to_string().as_bytes()]));
         }
         let (none, was, is) = (Rare::default(), from.rare.as_deref(), self.rare.as_deref());
         let (was, is) = (was.unwrap_or(&none), is.unwrap_or(&none));
         if was.name != is.name {
             let name = is.name.as_deref().unwrap_or_default();
-            steps.push(Step::must(&[b"CLIENT", b"SETNAME", name]));
+            steps.push(Step::grant(&[b"CLIENT", b"SETNAME", name]));
         }
         for (attribute, _) in &was.info {
             if !is.info.iter().any(|(a, _)| a.eq_ignore_ascii_case(attribute)) {
-                steps.push(Step::must(&[b"CLIENT", b"SETINFO", attribute, b""]));
+                steps.push(Step::grant(&[b"CLIENT", b"SETINFO", attribute, b""]));
             }
         }
         for (attribute, value) in &is.info {
@@ -254,7 +254,7 @@ impl Intent {
                 .iter()
                 .any(|(a, v)| a.eq_ignore_ascii_case(attribute) && v == value)
             {
-                steps.push(Step::must(&[b"CLIENT", b"SETINFO", attribute, value]));
+                steps.push(Step::grant(&[b"CLIENT", b"SETINFO", attribute, value]));
             }
         }
         Some(steps)
@@ -289,16 +289,16 @@ impl Intent {
                 steps.push(Step {
                     frame: encode(&words),
                     replies: set.len() as u32,
-                    must: Must::Succeed,
+                    must: Must::Grant,
                 });
             }
         }
         // One channel a command: channels of different slots may not share one.
         for channel in shards {
-            steps.push(Step::must(&[b"SSUBSCRIBE", channel]));
+            steps.push(Step::grant(&[b"SSUBSCRIBE", channel]));
         }
         if rare.monitor {
-            steps.push(Step::must(&[b"MONITOR"]));
+            steps.push(Step::grant(&[b"MONITOR"]));
         }
         steps
     }
@@ -313,16 +313,24 @@ impl Identity {
             password: Password(Bytes::copy_from_slice(Secret::expose(&c.password).as_bytes())),
         });
         if let Some(login) = self.login.as_ref().or(configured.as_ref()) {
-            match &login.user {
-                Some(user) => steps.push(Step::must(&[b"AUTH", user, &login.password.0])),
-                None => steps.push(Step::must(&[b"AUTH", &login.password.0])),
-            }
+            let mut words: Vec<&[u8]> = vec![b"AUTH"];
+            words.extend(login.user.as_deref());
+            words.push(&login.password.0);
+            let must = if self.login.is_some() {
+                Must::Grant
+            } else {
+                Must::Succeed
+            };
+            steps.push(Step {
+                must,
+                ..Step::grant(&words)
+            });
         }
         if self.resp3 {
-            steps.push(Step::must(&[b"HELLO", b"3"]));
+            steps.push(Step::grant(&[b"HELLO", b"3"]));
         }
         if self.db != 0 {
-            steps.push(Step::must(&[b"SELECT", self.db.to_string().as_bytes()]));
+            steps.push(Step::grant(&[b"SELECT", self.db.to_string().as_bytes()]));
         }
         steps.push(Step::ping());
         steps
@@ -341,11 +349,11 @@ pub(crate) struct Step {
 }
 
 impl Step {
-    fn must(words: &[&[u8]]) -> Step {
+    fn grant(words: &[&[u8]]) -> Step {
         Step {
             frame: encode(words),
             replies: 1,
-            must: Must::Succeed,
+            must: Must::Grant,
         }
     }
 

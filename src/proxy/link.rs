@@ -48,6 +48,9 @@ const UNWRITTEN_HIGH: u64 = 4 * 1024 * 1024;
 /// let go entry by entry.
 const RUN: (u32, usize) = (64, 16 * 1024);
 
+/// How long a refusal is taken for an answer, before it is asked for again.
+const REFUSED: Duration = Duration::from_secs(1);
+
 /// See the module's diagram.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Phase {
@@ -68,6 +71,8 @@ pub(crate) enum End {
     Failed(LinkEvidence),
     /// The route has left its replica for good, without waiting for answers.
     Abandoned,
+    /// The replica does not grant what the application asked for before, in these words.
+    Refused(Bytes),
     /// Its session has ended, or nobody needs it any more.
     Released,
 }
@@ -119,6 +124,8 @@ pub(crate) struct Link {
     waker: RefCell<Option<Waker>>,
     /// It has been Ready.
     served: Cell<bool>,
+    /// Why the replica refused it, and when.
+    refusal: RefCell<Option<(Bytes, Instant)>>,
     /// The task has been told to run.
     woken: Cell<bool>,
     /// Of a dedicated link: the session whose pushes and messages arrive here.
@@ -183,6 +190,7 @@ impl Link {
             inner: RefCell::default(),
             waker: RefCell::default(),
             served: Cell::new(false),
+            refusal: RefCell::default(),
             woken: Cell::new(false),
             owner: RefCell::new(owner),
             quiet_since: Cell::new(worker.now()),
@@ -208,6 +216,13 @@ impl Link {
         self.phase.get()
     }
 
+    /// The words in which the replica refused the link's identity a moment ago.
+    pub(crate) fn refusal(&self, now: Instant) -> Option<Bytes> {
+        let refusal = self.refusal.borrow();
+        let (words, at) = refusal.as_ref()?;
+        (now.saturating_duration_since(*at) < REFUSED).then(|| words.clone())
+    }
+
     /// Whether it has ever taken commands.
     pub(crate) fn has_served(&self) -> bool {
         self.served.get()
@@ -229,8 +244,13 @@ impl Link {
     }
 
     /// Gives a dedicated link from the pool to a session, with what brings it to that session's state.
+    /// Its commands wait for the answers to that: in the wrong database they would be worse than late.
     pub(crate) fn adopt(&self, owner: &Rc<Session>, steps: Vec<Step>) {
         *self.owner.borrow_mut() = Some(Rc::clone(owner));
+        if !steps.is_empty() {
+            self.phase.set(Phase::Greeting);
+            self.worker.upstream.connect_begins(self);
+        }
         self.say(steps);
     }
 
@@ -323,7 +343,10 @@ impl Link {
     pub(crate) fn condemn(self: &Rc<Self>, end: &End) {
         match self.phase.replace(Phase::Dead) {
             Phase::Dead => return,
-            Phase::Connecting | Phase::Greeting => self.worker.upstream.connect_ended(self),
+            Phase::Connecting | Phase::Greeting => {
+                let served = matches!(end, End::Refused(_));
+                self.worker.upstream.connect_ended(self, served);
+            }
             Phase::Ready => {}
         }
         if let End::Failed(evidence) = end {
@@ -374,19 +397,21 @@ impl Link {
         self.read_paused() && !self.has_unwritten()
     }
 
-    /// The owner's application does not read.
+    /// The owner's application does not read what it has asked for. What comes unasked cannot be kept back: the replica
+    /// would hang up, and what was said meanwhile would be missing without anybody knowing.
     fn read_paused(&self) -> bool {
         self.owner
             .borrow()
             .as_ref()
-            .is_some_and(|owner| owner.owes() > OUT_HIGH)
+            .is_some_and(|owner| owner.owes() > OUT_HIGH && !owner.listens())
     }
 
     fn ready(self: &Rc<Self>) {
         self.phase.set(Phase::Ready);
-        self.served.set(true);
-        self.worker.upstream.connect_ended(self);
-        self.worker.metrics.upstream_connects[self.replica][ConnectResult::Ok].inc();
+        self.worker.upstream.connect_ended(self, true);
+        if !self.served.replace(true) {
+            self.worker.metrics.upstream_connects[self.replica][ConnectResult::Ok].inc();
+        }
         self.worker.report(self.replica, LinkEvidence::Alive);
         let owner = self.owner.borrow().clone();
         match owner {

@@ -77,6 +77,16 @@ struct Pooled {
 struct Peer {
     backoff: Duration,
     not_before: Instant,
+    /// A link failed and no connect has succeeded since: one at a time is enough to find out whether it is back.
+    failing: bool,
+    /// Connects under way.
+    connecting: usize,
+}
+
+impl Peer {
+    fn may_connect(&self, now: Instant) -> bool {
+        self.not_before <= now && !(self.failing && self.connecting > 0)
+    }
 }
 
 impl Upstream {
@@ -91,6 +101,8 @@ impl Upstream {
                     .map(|_| Peer {
                         backoff: BACKOFF.0,
                         not_before: now,
+                        failing: false,
+                        connecting: 0,
                     })
                     .collect(),
             ),
@@ -141,9 +153,11 @@ impl Upstream {
     fn in_group(&self, worker: &Rc<Worker>, group: &Group, replica: ReplicaId, n: usize) -> Option<Rc<Link>> {
         let mut links = group.links.borrow_mut();
         let place = &mut links[replica.index()][n];
-        if place.as_ref().is_none_or(|link| link.phase() == Phase::Dead) {
+        let now = worker.now();
+        let lost = |link: &Rc<Link>| link.phase() == Phase::Dead && link.refusal(now).is_none();
+        if place.as_ref().is_none_or(lost) {
             *place = None;
-            if self.peers.borrow()[replica.index()].not_before <= worker.now() {
+            if self.peers.borrow()[replica.index()].may_connect(now) {
                 let handshake = group.identity.handshake(worker.credentials(replica));
                 *place = Some(self.open(worker, replica, None, handshake));
             }
@@ -161,6 +175,7 @@ impl Upstream {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
         let link = Link::open(worker, id, replica, owner, handshake);
+        self.connect_begins(&link);
         self.links.borrow_mut().insert(id, Rc::clone(&link));
         link
     }
@@ -197,11 +212,11 @@ impl Upstream {
             link.adopt(owner, steps);
             return Some(link);
         }
-        if self.connecting.get() >= CONNECTS || self.peers.borrow()[replica.index()].not_before > worker.now()
+        if self.connecting.get() >= CONNECTS
+            || !self.peers.borrow()[replica.index()].may_connect(worker.now())
         {
             return None;
         }
-        self.connecting.set(self.connecting.get() + 1);
         let mut handshake = intent.handshake(worker.credentials(replica));
         handshake.extend(more);
         Some(self.open(worker, replica, Some(Rc::clone(owner)), handshake))
@@ -219,8 +234,19 @@ impl Upstream {
         }
     }
 
-    /// A link's connect has ended, well or not, handshake and all.
-    pub(super) fn connect_ended(&self, link: &Link) {
+    /// A link is connecting, or says what brings it to its next owner's state.
+    pub(super) fn connect_begins(&self, link: &Link) {
+        if link.kind == LinkKind::Dedicated {
+            self.connecting.set(self.connecting.get() + 1);
+        }
+        self.peers.borrow_mut()[link.replica.index()].connecting += 1;
+    }
+
+    /// That has ended, handshake and all.
+    pub(super) fn connect_ended(&self, link: &Link, ok: bool) {
+        let peer = &mut self.peers.borrow_mut()[link.replica.index()];
+        peer.connecting = peer.connecting.saturating_sub(1);
+        peer.failing &= !ok;
         if link.kind == LinkKind::Dedicated {
             self.connecting.set(self.connecting.get().saturating_sub(1));
         }
@@ -230,6 +256,7 @@ impl Upstream {
     pub(super) fn failed(&self, replica: ReplicaId, now: Instant) {
         let mut peers = self.peers.borrow_mut();
         let peer = &mut peers[replica.index()];
+        peer.failing = true;
         if peer.not_before <= now {
             // A replica that lets everybody in and then hangs up has not recovered.
             if now.saturating_duration_since(peer.not_before) > STEADY {
@@ -277,9 +304,10 @@ impl Upstream {
         if worker.settings.upstream.mode == Mode::Shared {
             let _ = self.group(worker, &Identity::default());
         }
+        let replicas = self.peers.borrow().len();
         let groups: Vec<Rc<Group>> = self.groups.borrow().values().cloned().collect();
         for group in groups {
-            for replica in (0..self.peers.borrow().len()).map(|i| ReplicaId(i as u8)) {
+            for replica in (0..replicas).map(|i| ReplicaId(i as u8)) {
                 for n in 0..self.width {
                     if let Some(link) = self.in_group(worker, &group, replica, n)
                         && link.unheard_for(now).is_some_and(|silent| silent > UNHEARD)

@@ -268,6 +268,11 @@ impl App {
         }
     }
 
+    /// Sends no more, but reads on.
+    pub(crate) async fn shut_down(&mut self) {
+        self.stream.shutdown().await.expect("the connection lives");
+    }
+
     /// Waits until there is something to read, and reads none of it.
     pub(crate) async fn wait_readable(&self) {
         tokio::time::timeout(PATIENCE, self.stream.readable())

@@ -14,6 +14,9 @@ use crate::proxy::pipeline::{Seq, Turn};
 use crate::proxy::recover::TxState;
 use crate::resp::{self, Reply, ReplyScan, ReplyScanner};
 
+/// Most bytes that wait for an application which is told things unasked, as Redis has it for subscribers.
+const UNASKED: usize = 32 * 1024 * 1024;
+
 impl Session {
     /// The replies to `n` plain commands from `seq` on, which lie side by side in `bytes`.
     pub(crate) fn deliver(self: &Rc<Self>, link: &Rc<Link>, seq: Seq, n: u32, bytes: &[u8]) {
@@ -168,9 +171,15 @@ impl Session {
         if st.dead.is_some() {
             return;
         }
+        let limit = self.worker.settings.listener.output_limit;
+        let limit = if st.intent.listens() {
+            limit.min(UNASKED)
+        } else {
+            limit
+        };
         // A reply that is passed on in pieces is one reply: it may be long, but there is no more behind it.
         let before = if st.streaming.is_some() { 0 } else { bytes.len() };
-        if st.out.len() + before > self.worker.settings.listener.output_limit {
+        if st.out.len() + before > limit {
             tracing::warn!(
                 session = self.id,
                 "disconnected: the application does not read, and {} bytes wait for it",
@@ -237,6 +246,11 @@ impl Session {
         if st.out.is_empty() && st.out.capacity() > 0 {
             self.worker.give_buffer(std::mem::take(&mut st.out));
         }
+    }
+
+    /// Whether it is told things unasked.
+    pub(crate) fn listens(&self) -> bool {
+        self.state.borrow().intent.listens()
     }
 
     /// Bytes that wait for the application to read them.

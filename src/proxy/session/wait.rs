@@ -38,6 +38,7 @@ impl Session {
                 st.tx = TxState::WatchLost;
                 st.aborting = st.tx_sent.pins();
             }
+            self.touch();
             return;
         }
         self.wait_with(st, command, frame, held);
@@ -138,12 +139,18 @@ impl Session {
             let Some(link) = st.link.clone() else {
                 st.link = self.get_link(st, route.write, own);
                 match &st.link {
-                    Some(link) if link.phase() == Phase::Ready => continue,
+                    Some(link) if link.phase() != Phase::Connecting && link.phase() != Phase::Greeting => {
+                        continue;
+                    }
                     _ => break,
                 }
             };
             if link.phase() == Phase::Dead {
                 st.link = None;
+                if let Some(words) = link.refusal(self.worker.now()) {
+                    self.pass_refusal(st, &words);
+                    break;
+                }
                 continue;
             }
             if link.is_shared() {
@@ -298,6 +305,24 @@ impl Session {
         self.answer(st, command, format!("-UNAVAILABLE {why}\r\n").as_bytes());
     }
 
+    /// The replica does not grant this session what it was granted elsewhere: that is the answer to all that waits.
+    fn pass_refusal(&self, st: &mut State, words: &[u8]) {
+        for held in std::mem::take(&mut st.limbo) {
+            self.unhold(st, &held, HoldEnd::Resumed);
+            self.answer(st, &held.command, words);
+        }
+        st.tx = match st.tx {
+            TxState::Open => TxState::Broken(Broken::Abort),
+            TxState::Watching => TxState::WatchLost,
+            other => other,
+        };
+        if st.intent.listens() {
+            // What it listens to cannot be had here, and it must not wait for it in vain.
+            st.closing.get_or_insert(DisconnectReason::Error);
+        }
+        self.flush(st);
+    }
+
     /// The session's own link takes commands.
     pub(crate) fn link_ready(self: &Rc<Self>) {
         self.advance();
@@ -325,6 +350,9 @@ impl Session {
         self.set_kind(st, SessionKind::Shared);
         if *end == End::Released || st.dead.is_some() {
             return;
+        }
+        if let End::Refused(words) = end {
+            return self.pass_refusal(st, words);
         }
         if st.streaming.is_some() {
             st.dead = Some(DisconnectReason::ReplyBroken);
