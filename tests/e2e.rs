@@ -9,12 +9,16 @@ mod failover;
 mod hold;
 #[path = "e2e/hostile.rs"]
 mod hostile;
+#[path = "e2e/limits.rs"]
+mod limits;
 #[path = "e2e/planned.rs"]
 mod planned;
 #[path = "support/python.rs"]
 mod python;
 #[path = "e2e/redis_py.rs"]
 mod redis_py;
+#[path = "e2e/scale.rs"]
+mod scale;
 #[path = "e2e/sessions.rs"]
 mod sessions;
 #[path = "e2e/state.rs"]

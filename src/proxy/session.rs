@@ -66,6 +66,8 @@ struct State {
     pipeline: Pipeline,
     /// Replies that the socket has not taken yet.
     out: BytesMut,
+    /// Of `out`, at most so much is a reply that is too long to be kept whole.
+    long: usize,
     intent: Intent,
     link: Option<Rc<Link>>,
     /// Where its shared links are, as long as its identity stays.
@@ -178,6 +180,7 @@ impl Session {
             state: RefCell::new(State {
                 pipeline: Pipeline::default(),
                 out: BytesMut::new(),
+                long: 0,
                 intent: Intent::default(),
                 link: None,
                 group: None,

@@ -93,7 +93,7 @@ async fn it_is_bounded_in_commands() {
     assert_eq!(ended(&sidecar, "overflow").await, 1.0);
     // One that goes away makes room.
     let mut gone = App::connect(sidecar.addr).await;
-    drop(app);
+    app.reset();
     held(&sidecar, 0.0).await;
     assert_eq!(ended(&sidecar, "disconnected").await, 10.0);
     gone.say(&["INCR", "k"]).await;

@@ -56,6 +56,11 @@ impl Sidecar {
 
     /// Starts it with these `[[replica]]` tables.
     pub(crate) async fn with_replicas(replicas: &str, profile: &str, toml: &str) -> Sidecar {
+        Sidecar::configured(&format!("[detection]\nprofile = \"{profile}\"\n{replicas}"), toml).await
+    }
+
+    /// Starts it with these `[detection]` and `[[replica]]` tables.
+    pub(crate) async fn configured(tables: &str, toml: &str) -> Sidecar {
         let dir = TempDir::new().expect("a folder");
         let config = dir.path().join("pulsegate.toml");
         let has = |table: &str| toml.contains(table);
@@ -64,7 +69,7 @@ impl Sidecar {
             text += "\n[listener]\nbind = [\"127.0.0.1:0\"]\n";
         }
         text += &format!(
-            "\n[admin]\nbind = \"127.0.0.1:0\"\nstate_file = \"{}\"\n[detection]\nprofile = \"{profile}\"\n[log]\nformat = \"json\"\n{replicas}",
+            "\n[admin]\nbind = \"127.0.0.1:0\"\nstate_file = \"{}\"\n[log]\nformat = \"json\"\n{tables}",
             dir.path().join("pin").display()
         );
         std::fs::write(&config, text).expect("the configuration is written");
@@ -154,6 +159,72 @@ impl Sidecar {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.expect("answers");
         answer.split_once("\r\n\r\n").expect("a body").1.to_owned()
+    }
+
+    /// Whether a line of the log contains `text`.
+    pub(crate) fn log_contains(&self, text: &str) -> bool {
+        self.log.lock().unwrap().iter().any(|line| line.contains(text))
+    }
+
+    /// The HTTP status of `GET path`; `None` when nobody answers.
+    pub(crate) async fn code(&self, path: &str) -> Option<u16> {
+        let host = self.admin.trim_start_matches("http://");
+        let mut stream = TcpStream::connect(host).await.ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        answer.split(' ').nth(1)?.parse().ok()
+    }
+
+    /// The process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends SIGTERM.
+    pub(crate) fn terminate(&self) {
+        let status = Command::new("kill")
+            .args(["-TERM", &self.pid().to_string()])
+            .status();
+        assert!(status.expect("kill runs").success());
+    }
+
+    /// Waits for the end of the process; its exit code, and how long it took.
+    pub(crate) async fn ended(&mut self) -> (Option<i32>, Duration) {
+        let began = now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("waits") {
+                return (status.code(), began.elapsed());
+            }
+            assert!(began.elapsed() < PATIENCE, "it does not end");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// A line of `/proc/PID/status`, in bytes.
+    pub(crate) fn memory(&self, what: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let line = status.lines().find(|l| l.starts_with(what)).expect("the line");
+        line.split_whitespace()
+            .nth(1)
+            .and_then(|n| n.parse::<u64>().ok())
+            .expect("KiB")
+            * 1024
+    }
+
+    /// CPU time that the process has used.
+    pub(crate) fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("it runs");
+        let fields: Vec<u64> = stat
+            .rsplit(')')
+            .next()
+            .expect("fields")
+            .split_whitespace()
+            .map(|f| f.parse().unwrap_or(0))
+            .collect();
+        // utime and stime, in ticks of 10 ms.
+        Duration::from_millis((fields[11] + fields[12]) * 10)
     }
 
     /// The sum of a counter over its labels.
@@ -271,6 +342,14 @@ impl App {
     /// Sends no more, but reads on.
     pub(crate) async fn shut_down(&mut self) {
         self.stream.shutdown().await.expect("the connection lives");
+    }
+
+    /// Goes away without a word, as a process that is killed.
+    pub(crate) fn reset(self) {
+        let linger = Some(Duration::ZERO);
+        socket2::SockRef::from(&self.stream)
+            .set_linger(linger)
+            .expect("a socket");
     }
 
     /// Waits until there is something to read, and reads none of it.

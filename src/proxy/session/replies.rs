@@ -177,9 +177,10 @@ impl Session {
         } else {
             limit
         };
-        // A reply that is passed on in pieces is one reply: it may be long, but there is no more behind it.
-        let before = if st.streaming.is_some() { 0 } else { bytes.len() };
-        if st.out.len() + before > limit {
+        // A reply that is passed on in pieces may be longer than the limit: it is the only one of its kind.
+        if st.streaming.is_some() {
+            st.long += bytes.len();
+        } else if st.out.len() + bytes.len() - st.long > limit {
             tracing::warn!(
                 session = self.id,
                 "disconnected: the application does not read, and {} bytes wait for it",
@@ -235,6 +236,7 @@ impl Session {
                 Err(_) => st.dead = Some(DisconnectReason::Client),
             }
         }
+        st.long = st.long.min(st.out.len());
         self.owes.set(st.out.len());
         if before > OUT_HIGH
             && st.out.len() <= OUT_HIGH
