@@ -7,6 +7,8 @@
 mod contract;
 #[path = "e2e/failover.rs"]
 mod failover;
+#[path = "e2e/hold.rs"]
+mod hold;
 #[path = "e2e/hostile.rs"]
 mod hostile;
 #[path = "e2e/limits.rs"]
@@ -19,6 +21,14 @@ mod python;
 mod redis_py;
 #[path = "e2e/reload.rs"]
 mod reload;
+#[path = "e2e/resources.rs"]
+mod resources;
+#[path = "e2e/scale.rs"]
+mod scale;
+#[path = "e2e/sessions.rs"]
+mod sessions;
+#[path = "e2e/state.rs"]
+mod state;
 #[path = "e2e/support.rs"]
 mod support;
 #[path = "e2e/tls.rs"]

@@ -84,6 +84,8 @@ labels! {
         OutputLimit = "output_limit",
         /// A reply broke off after a part of it had been passed on: nothing but a close is honest then.
         ReplyBroken = "reply_broken",
+        /// It tracked with REDIRECT, or listened for such: the replica's client id in it died with the link.
+        TrackingLost = "tracking_lost",
         /// Pulsegate is ending.
         Drain = "drain",
         /// The connection to the application failed.

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::command::{Expect, ScriptUse, Tx};
+use super::command::{Expect, ReplyMode, ScriptUse, Tx};
 use super::intent::{Change, Login, Password};
 use crate::metrics::Class;
 use crate::resp::command::{CommandInfo, Kind, is_blocking, lookup, lookup_sub};
@@ -42,17 +42,6 @@ pub(crate) enum LocalCommand {
     Refused,
     /// Closed without a word: the first line of an HTTP request.
     Closed,
-}
-
-/// CLIENT REPLY ON, OFF, SKIP.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum ReplyMode {
-    /// Replies again, this one among them.
-    On,
-    /// No replies from here on.
-    Off,
-    /// None for this command and the next.
-    Skip,
 }
 
 /// Classifies a whole multibulk request.
@@ -96,6 +85,9 @@ fn special(c: &mut Classified, info: &CommandInfo, frame: &[u8], request: &Reque
     let word = |i: usize| resp::args(frame).nth(i).unwrap_or_default();
     let copy = |i: usize| Bytes::copy_from_slice(word(i));
     match info.kind {
+        // The replica refuses these without looking further, so they change nothing.
+        Kind::Multi | Kind::Exec | Kind::Discard | Kind::Unwatch | Kind::Reset if channels > 0 => {}
+        Kind::Watch if channels == 0 => {}
         Kind::Multi => c.tx = Tx::Multi,
         Kind::Exec => c.tx = Tx::Exec,
         Kind::Discard => c.tx = Tx::Discard,
@@ -141,7 +133,7 @@ fn special(c: &mut Classified, info: &CommandInfo, frame: &[u8], request: &Reque
             // An id is asked for to be used: it must stay true, as far as the link lives.
             c.taints = matches!(info.kind, Kind::ClientId | Kind::ClientFlag) && c.change.is_none();
         }
-        Kind::Reset => c.change = Some(Box::new(Change::Reset)),
+        Kind::Reset => (c.tx, c.change) = (Tx::Reset, Some(Box::new(Change::Reset))),
         Kind::Quit => c.local = Some(LocalCommand::Quit),
         Kind::Sync => c.local = Some(LocalCommand::Refused),
         Kind::Readonly => {

@@ -27,6 +27,8 @@ pub(crate) struct Command {
     pub script: Option<ScriptUse>,
     /// What a successful reply changes in the session.
     pub change: Option<Box<Change>>,
+    /// CLIENT REPLY.
+    pub mode: Option<ReplyMode>,
 }
 
 impl Command {
@@ -42,6 +44,7 @@ impl Command {
             tx: Tx::None,
             script: None,
             change: None,
+            mode: None,
         }
     }
 
@@ -62,6 +65,11 @@ impl Command {
     /// One reply comes back and it changes nothing: many such commands are one entry of a link.
     pub(crate) fn is_plain(&self) -> bool {
         self.expect == Expect::Reply && self.tx == Tx::None && self.change.is_none() && !self.pins
+    }
+
+    /// Nothing comes back for it, yet the connection is no longer the same.
+    pub(crate) fn changes_silently(&self) -> bool {
+        self.expect == Expect::Nothing && (self.change.is_some() || self.tx != Tx::None)
     }
 }
 
@@ -90,8 +98,11 @@ pub(crate) enum Expect {
 pub(crate) enum Must {
     /// Anything: an older server may not know the command.
     Answer,
-    /// No error.
+    /// No error: what Pulsegate itself needs.
     Succeed,
+    /// No error either, but what the application asked for earlier: if this replica does not grant it, the application is
+    /// told so, and the replica is none the worse for it.
+    Grant,
     /// No error but one that says who may ask (NOAUTH, NOPERM): the replica serves.
     Serve,
 }
@@ -112,6 +123,19 @@ pub(crate) enum Tx {
     Watch,
     /// UNWATCH
     Unwatch,
+    /// RESET, which ends both a transaction and a WATCH
+    Reset,
+}
+
+/// CLIENT REPLY ON, OFF, SKIP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum ReplyMode {
+    /// Replies again, this one among them.
+    On,
+    /// No replies from here on.
+    Off,
+    /// None for this command and the next.
+    Skip,
 }
 
 /// What a command has to do with scripts and functions.

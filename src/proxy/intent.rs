@@ -11,6 +11,9 @@ use super::command::Must;
 use crate::replica::Secret;
 use crate::resp;
 
+/// Where a RESP2 connection hears of keys that another one tracks.
+const CHANNEL: &[u8] = b"__redis__:invalidate";
+
 /// The remembered wishes of one session.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Intent {
@@ -55,8 +58,8 @@ struct Rare {
     name: Option<Bytes>,
     /// CLIENT SETINFO attributes and values, newest of each.
     info: Vec<(Bytes, Bytes)>,
-    /// The whole CLIENT TRACKING ON command.
-    tracking: Option<Bytes>,
+    /// The whole CLIENT TRACKING ON commands, which add up: prefixes are given one command after the other.
+    tracking: Vec<Bytes>,
     /// Whole commands that switch a mode of the connection on (READONLY, CLIENT NO-EVICT ON, …), by name.
     modes: Vec<(&'static str, Bytes)>,
     monitor: bool,
@@ -127,7 +130,13 @@ impl Intent {
                 info.retain(|(a, _)| !a.eq_ignore_ascii_case(&attribute));
                 info.push((attribute, value));
             }
-            Change::Tracking(command) => self.rare().tracking = command,
+            Change::Tracking(None) => self.rare().tracking.clear(),
+            Change::Tracking(Some(command)) => {
+                let tracking = &mut self.rare().tracking;
+                if !tracking.contains(&command) {
+                    tracking.push(command);
+                }
+            }
             Change::Mode(name, command) => {
                 let modes = &mut self.rare().modes;
                 modes.retain(|(n, _)| *n != name);
@@ -174,7 +183,7 @@ impl Intent {
 
     /// CLIENT TRACKING is on.
     pub(crate) fn tracks(&self) -> bool {
-        self.rare.as_ref().is_some_and(|rare| rare.tracking.is_some())
+        self.rare.as_ref().is_some_and(|rare| !rare.tracking.is_empty())
     }
 
     /// The replica may send to this session without being asked, so it needs a link even while it is idle.
@@ -182,17 +191,30 @@ impl Intent {
         self.is_subscribed() || self.monitors() || self.tracks()
     }
 
+    /// Takes part in tracking with REDIRECT, as the one that tracks or as the one that hears: the client id that ties the
+    /// two is the replica's own, so neither can be moved, and a cache that is no longer told anything must not live on.
+    pub(crate) fn is_redirected(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| {
+            rare.tracking
+                .iter()
+                .any(|frame| resp::args(frame).any(|word| word.eq_ignore_ascii_case(b"REDIRECT")))
+        }) || !self.identity.resp3 && self.hears_invalidations()
+    }
+
+    fn hears_invalidations(&self) -> bool {
+        self.rare
+            .as_ref()
+            .is_some_and(|rare| rare.subscriptions[Subscription::Channel as usize].contains(CHANNEL))
+    }
+
     /// What an application with a cache of its own is told when its connection to the replica is lost: that anything in
     /// the cache may have changed meanwhile.
     pub(crate) fn invalidation(&self) -> &'static [u8] {
-        const CHANNEL: &[u8] = b"__redis__:invalidate";
-        let hears = self
-            .rare
-            .as_ref()
-            .is_some_and(|rare| rare.subscriptions[Subscription::Channel as usize].contains(CHANNEL));
         match self.identity.resp3 {
             true if self.tracks() => b">2\r\n$10\r\ninvalidate\r\n_\r\n",
-            false if hears => b"*3\r\n$7\r\nmessage\r\n$20\r\n__redis__:invalidate\r\n*-1\r\n",
+            false if self.hears_invalidations() => {
+                b"*3\r\n$7\r\nmessage\r\n$20\r\n__redis__:invalidate\r\n*-1\r\n"
+            }
             _ => b"",
         }
     }
@@ -210,20 +232,20 @@ impl Intent {
         let mut steps = Vec::new();
         if from.identity.resp3 != self.identity.resp3 {
             let version: &[u8] = if self.identity.resp3 { b"3" } else { b"2" };
-            steps.push(Step::must(&[b"HELLO", version]));
+            steps.push(Step::grant(&[b"HELLO", version]));
         }
         if from.identity.db != self.identity.db {
-            steps.push(Step::must(&[b"SELECT", self.identity.db.to_string().as_bytes()]));
+            steps.push(Step::grant(&[b"SELECT", self.identity.db.to_string().as_bytes()]));
         }
         let (none, was, is) = (Rare::default(), from.rare.as_deref(), self.rare.as_deref());
         let (was, is) = (was.unwrap_or(&none), is.unwrap_or(&none));
         if was.name != is.name {
             let name = is.name.as_deref().unwrap_or_default();
-            steps.push(Step::must(&[b"CLIENT", b"SETNAME", name]));
+            steps.push(Step::grant(&[b"CLIENT", b"SETNAME", name]));
         }
         for (attribute, _) in &was.info {
             if !is.info.iter().any(|(a, _)| a.eq_ignore_ascii_case(attribute)) {
-                steps.push(Step::must(&[b"CLIENT", b"SETINFO", attribute, b""]));
+                steps.push(Step::grant(&[b"CLIENT", b"SETINFO", attribute, b""]));
             }
         }
         for (attribute, value) in &is.info {
@@ -232,15 +254,15 @@ impl Intent {
                 .iter()
                 .any(|(a, v)| a.eq_ignore_ascii_case(attribute) && v == value)
             {
-                steps.push(Step::must(&[b"CLIENT", b"SETINFO", attribute, value]));
+                steps.push(Step::grant(&[b"CLIENT", b"SETINFO", attribute, value]));
             }
         }
         Some(steps)
     }
 
-    /// The commands that bring a connection of the right identity to this state.
-    pub(crate) fn beyond_identity(&self) -> Vec<Step> {
-        let mut steps = Vec::new();
+    /// The commands that bring a new connection to this state. `own` is the identity that Pulsegate is configured with.
+    pub(crate) fn handshake(&self, own: Option<&crate::replica::Credentials>) -> Vec<Step> {
+        let mut steps = self.identity.handshake(own);
         let Some(rare) = &self.rare else { return steps };
         if let Some(name) = &rare.name {
             steps.push(Step::may(&[b"CLIENT", b"SETNAME", name]));
@@ -248,12 +270,9 @@ impl Intent {
         for (attribute, value) in &rare.info {
             steps.push(Step::may(&[b"CLIENT", b"SETINFO", attribute, value]));
         }
-        if let Some(tracking) = &rare.tracking {
-            steps.push(Step {
-                frame: tracking.clone(),
-                replies: 1,
-                must: Must::Answer,
-            });
+        // A REDIRECT's client id is another connection's by now, if it is any.
+        if !self.is_redirected() {
+            steps.extend(rare.tracking.iter().cloned().map(Step::known));
         }
         for (_, mode) in &rare.modes {
             steps.push(Step {
@@ -270,24 +289,23 @@ impl Intent {
                 steps.push(Step {
                     frame: encode(&words),
                     replies: set.len() as u32,
-                    must: Must::Succeed,
+                    must: Must::Grant,
                 });
             }
         }
         // One channel a command: channels of different slots may not share one.
         for channel in shards {
-            steps.push(Step::must(&[b"SSUBSCRIBE", channel]));
+            steps.push(Step::grant(&[b"SSUBSCRIBE", channel]));
         }
         if rare.monitor {
-            steps.push(Step::must(&[b"MONITOR"]));
+            steps.push(Step::grant(&[b"MONITOR"]));
         }
         steps
     }
 }
 
 impl Identity {
-    /// The commands that bring a new connection to this identity, or, as long as the application has not logged in, to the
-    /// login `own` that Pulsegate is configured with. The last one proves that the replica serves.
+    /// The commands that bring a new connection to this identity. The last one proves that the replica serves.
     pub(crate) fn handshake(&self, own: Option<&crate::replica::Credentials>) -> Vec<Step> {
         let mut steps = Vec::new();
         let configured = own.map(|c| Login {
@@ -295,16 +313,24 @@ impl Identity {
             password: Password(Bytes::copy_from_slice(Secret::expose(&c.password).as_bytes())),
         });
         if let Some(login) = self.login.as_ref().or(configured.as_ref()) {
-            match &login.user {
-                Some(user) => steps.push(Step::must(&[b"AUTH", user, &login.password.0])),
-                None => steps.push(Step::must(&[b"AUTH", &login.password.0])),
-            }
+            let mut words: Vec<&[u8]> = vec![b"AUTH"];
+            words.extend(login.user.as_deref());
+            words.push(&login.password.0);
+            let must = if self.login.is_some() {
+                Must::Grant
+            } else {
+                Must::Succeed
+            };
+            steps.push(Step {
+                must,
+                ..Step::grant(&words)
+            });
         }
         if self.resp3 {
-            steps.push(Step::must(&[b"HELLO", b"3"]));
+            steps.push(Step::grant(&[b"HELLO", b"3"]));
         }
         if self.db != 0 {
-            steps.push(Step::must(&[b"SELECT", self.db.to_string().as_bytes()]));
+            steps.push(Step::grant(&[b"SELECT", self.db.to_string().as_bytes()]));
         }
         steps.push(Step::ping());
         steps
@@ -323,11 +349,11 @@ pub(crate) struct Step {
 }
 
 impl Step {
-    fn must(words: &[&[u8]]) -> Step {
+    fn grant(words: &[&[u8]]) -> Step {
         Step {
             frame: encode(words),
             replies: 1,
-            must: Must::Succeed,
+            must: Must::Grant,
         }
     }
 
@@ -345,6 +371,15 @@ impl Step {
         Step {
             frame,
             replies: 1,
+            must: Must::Answer,
+        }
+    }
+
+    /// A whole command on a connection that gives no replies.
+    pub(crate) fn unanswered(frame: Bytes) -> Step {
+        Step {
+            frame,
+            replies: 0,
             must: Must::Answer,
         }
     }

@@ -26,7 +26,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::classify;
 use super::command::{Command, Expect, Given};
-use super::intent::{Login, Step};
+use super::intent::Step;
 use super::outbox::Outbox;
 use super::pipeline::Seq;
 use super::session::Session;
@@ -48,6 +48,9 @@ const UNWRITTEN_HIGH: u64 = 4 * 1024 * 1024;
 /// let go entry by entry.
 const RUN: (u32, usize) = (64, 16 * 1024);
 
+/// How long a refusal is taken for an answer, before it is asked for again.
+const REFUSED: Duration = Duration::from_secs(1);
+
 /// See the module's diagram.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Phase {
@@ -68,10 +71,10 @@ pub(crate) enum End {
     Failed(LinkEvidence),
     /// Pulsegate itself has no room for another connection.
     NoRoom,
-    /// Its replica does not accept the application's own login: that says nothing about the replica.
-    Refused(Login),
     /// The route has left its replica for good, without waiting for answers.
     Abandoned,
+    /// The replica does not grant what the application asked for before, in these words.
+    Refused(Bytes),
     /// Its session has ended, or nobody needs it any more.
     Released,
 }
@@ -118,11 +121,13 @@ pub(crate) struct Link {
     pub(crate) replica: ReplicaId,
     /// Whether many sessions use it, or one.
     pub(crate) kind: LinkKind,
-    /// The application's login that its handshake presents.
-    login: Option<Login>,
     phase: Cell<Phase>,
     inner: RefCell<Inner>,
     waker: RefCell<Option<Waker>>,
+    /// It has been Ready.
+    served: Cell<bool>,
+    /// Why the replica refused it, and when.
+    refusal: RefCell<Option<(Bytes, Instant)>>,
     /// The task has been told to run.
     woken: Cell<bool>,
     /// Of a dedicated link: the session whose pushes and messages arrive here.
@@ -171,7 +176,6 @@ impl Link {
         id: u64,
         replica: ReplicaId,
         owner: Option<Rc<Session>>,
-        login: Option<Login>,
         handshake: Vec<Step>,
     ) -> Rc<Link> {
         let kind = if owner.is_some() {
@@ -184,10 +188,11 @@ impl Link {
             id,
             replica,
             kind,
-            login,
             phase: Cell::new(Phase::Connecting),
             inner: RefCell::default(),
             waker: RefCell::default(),
+            served: Cell::new(false),
+            refusal: RefCell::default(),
             woken: Cell::new(false),
             owner: RefCell::new(owner),
             quiet_since: Cell::new(worker.now()),
@@ -218,9 +223,26 @@ impl Link {
         self.phase.get()
     }
 
+    /// The words in which the replica refused the link's identity a moment ago.
+    pub(crate) fn refusal(&self, now: Instant) -> Option<Bytes> {
+        let refusal = self.refusal.borrow();
+        let (words, at) = refusal.as_ref()?;
+        (now.saturating_duration_since(*at) < REFUSED).then(|| words.clone())
+    }
+
+    /// Whether it has ever taken commands.
+    pub(crate) fn has_served(&self) -> bool {
+        self.served.get()
+    }
+
     /// Commands whose replies a drain waits for.
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.get()
+    }
+
+    /// Whether the socket has yet to take something.
+    pub(crate) fn has_unwritten(&self) -> bool {
+        self.inner.borrow().outbox.has_unwritten()
     }
 
     /// Nothing is unanswered.
@@ -229,8 +251,13 @@ impl Link {
     }
 
     /// Gives a dedicated link from the pool to a session, with what brings it to that session's state.
+    /// Its commands wait for the answers to that: in the wrong database they would be worse than late.
     pub(crate) fn adopt(&self, owner: &Rc<Session>, steps: Vec<Step>) {
         *self.owner.borrow_mut() = Some(Rc::clone(owner));
+        if !steps.is_empty() {
+            self.phase.set(Phase::Greeting);
+            self.worker.upstream.connect_begins(self);
+        }
         self.say(steps);
     }
 
@@ -323,7 +350,10 @@ impl Link {
     pub(crate) fn condemn(self: &Rc<Self>, end: &End) {
         match self.phase.replace(Phase::Dead) {
             Phase::Dead => return,
-            Phase::Connecting | Phase::Greeting => self.worker.upstream.connect_ended(self, false),
+            Phase::Connecting | Phase::Greeting => {
+                let served = matches!(end, End::Refused(_));
+                self.worker.upstream.connect_ended(self, served);
+            }
             Phase::Ready => {}
         }
         match end {
@@ -332,15 +362,15 @@ impl Link {
                 self.worker.link_failed(self.replica);
             }
             End::NoRoom => self.worker.link_failed(self.replica),
-            End::Refused(login) => self
-                .worker
-                .upstream
-                .refused(self.replica, login, self.worker.now()),
-            End::Abandoned | End::Released => {}
+            End::Abandoned | End::Refused(_) | End::Released => {}
         }
         self.worker.metrics.upstream_connections[self.replica][self.kind].add(-1);
         self.worker.upstream.remove(self);
         let inner = self.inner.take();
+        if inner.outbox.has_unwritten() {
+            // A script among it is one that the replica was never told.
+            self.worker.scripts.borrow_mut().forgotten_by(self.replica);
+        }
         self.awaits_less(self.in_flight.get());
         let mut lost = Lost::default();
         if let Some(owner) = self.owner.take() {
@@ -373,28 +403,26 @@ impl Link {
             .then(|| now.saturating_duration_since(self.quiet_since.get()))
     }
 
-    /// What it means that the connection ended with `evidence`.
-    fn end_of(&self, evidence: LinkEvidence) -> End {
-        match &self.login {
-            Some(login) if evidence == LinkEvidence::Rejected && self.phase.get() == Phase::Greeting => {
-                End::Refused(login.clone())
-            }
-            _ => End::Failed(evidence),
-        }
+    /// All it had to say is said, and it waits for its owner's application to read.
+    pub(crate) fn is_unread(&self) -> bool {
+        self.read_paused() && !self.has_unwritten()
     }
 
-    /// The owner's application does not read.
+    /// The owner's application does not read what it has asked for. What comes unasked cannot be kept back: the replica
+    /// would hang up, and what was said meanwhile would be missing without anybody knowing.
     fn read_paused(&self) -> bool {
         self.owner
             .borrow()
             .as_ref()
-            .is_some_and(|owner| owner.owes() > OUT_HIGH)
+            .is_some_and(|owner| owner.owes() > OUT_HIGH && !owner.listens())
     }
 
     fn ready(self: &Rc<Self>) {
         self.phase.set(Phase::Ready);
         self.worker.upstream.connect_ended(self, true);
-        self.worker.metrics.upstream_connects[self.replica][ConnectResult::Ok].inc();
+        if !self.served.replace(true) {
+            self.worker.metrics.upstream_connects[self.replica][ConnectResult::Ok].inc();
+        }
         self.worker.report(self.replica, LinkEvidence::Alive);
         let owner = self.owner.borrow().clone();
         match owner {

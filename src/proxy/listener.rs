@@ -31,6 +31,15 @@ const ROOM: usize = 1024 * 1024;
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
 
+/// Idle time after which the kernel begins to probe an application's connection, time between probes, and how many
+/// may stay unanswered.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_PROBES: u32 = 4;
+/// How long replies may stay unacknowledged, which includes an application that does not read: as long as keepalive takes.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED: Duration = Duration::from_secs(120);
+
 /// A listening socket of one worker.
 #[derive(Debug)]
 pub(crate) enum Listener {
@@ -61,9 +70,13 @@ pub(crate) async fn accept(worker: Rc<Worker>, listener: Listener) {
             Listener::Tcp(l) => l.accept().await.map(|(stream, _)| {
                 let _ = stream.set_nodelay(true);
                 let keepalive = TcpKeepalive::new()
-                    .with_time(Duration::from_secs(60))
-                    .with_interval(Duration::from_secs(15));
-                let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
+                    .with_time(KEEPALIVE_IDLE)
+                    .with_interval(KEEPALIVE_INTERVAL)
+                    .with_retries(KEEPALIVE_PROBES);
+                let options = SockRef::from(&stream);
+                let _ = options.set_tcp_keepalive(&keepalive);
+                #[cfg(target_os = "linux")]
+                let _ = options.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
                 client::tcp(stream)
             }),
             Listener::Unix(l) => l.accept().await.map(|(stream, _)| client::unix(stream)),

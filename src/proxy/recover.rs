@@ -95,6 +95,7 @@ impl TxState {
     pub(crate) fn step(&mut self, tx: Tx) -> Option<Local> {
         use Broken::{Abort, Nil};
         let (next, answer) = match (*self, tx) {
+            (_, Tx::Reset) => (TxState::Clear, None),
             (TxState::Broken(Abort), Tx::Exec) => (TxState::Clear, Some(Local::ExecAbort)),
             (TxState::Broken(Nil), Tx::Exec) => (TxState::Clear, Some(Local::ExecNil)),
             (TxState::Broken(_), Tx::Discard) => (TxState::Clear, Some(Local::Ok)),
@@ -110,6 +111,11 @@ impl TxState {
         };
         *self = next;
         answer
+    }
+
+    /// Whether commands are answered here because their replica, or its WATCH, was lost.
+    pub(crate) fn is_lost(self) -> bool {
+        matches!(self, TxState::Broken(_) | TxState::WatchLost)
     }
 
     /// Whether commands must stay on the session's own link.
@@ -158,6 +164,7 @@ impl Recovery {
                 Verdict::Answer(Local::Ok)
             }
             Tx::Exec => Verdict::Answer(Local::OutcomeUnknown),
+            Tx::Reset => Verdict::Resend,
             _ if inside => Verdict::Answer(Local::Queued),
             _ if command.read => Verdict::Resend,
             _ => Verdict::Answer(Local::OutcomeUnknown),

@@ -23,9 +23,9 @@ use std::task::Waker;
 
 use bytes::{Bytes, BytesMut};
 
-use super::classify::{Classified, LocalCommand, ReplyMode, classify};
+use super::classify::{Classified, LocalCommand, classify};
 use super::client::Writer;
-use super::command::{Command, Expect, Held, Tx};
+use super::command::{Command, Expect, Held, ReplyMode, Tx};
 use super::intent::{Change, Intent, Step, Subscription};
 use super::link::{End, Frame, Link, OUT_HIGH};
 use super::pipeline::{Pipeline, Seq, Turn};
@@ -66,6 +66,8 @@ struct State {
     pipeline: Pipeline,
     /// Replies that the socket has not taken yet.
     out: BytesMut,
+    /// Of `out`, at most so much is a reply that is too long to be kept whole.
+    long: usize,
     intent: Intent,
     link: Option<Rc<Link>>,
     /// Where its shared links are, as long as its identity stays.
@@ -90,7 +92,11 @@ struct State {
     /// CLIENT REPLY OFF, as accepted; and as sent on the current link.
     muted: bool,
     muted_sent: bool,
+    /// CLIENT REPLY SKIP was the newest command accepted; sent on the current link.
     skip_next: bool,
+    skip_sent: bool,
+    /// A command of the open transaction was refused, so what the link holds of it must go.
+    aborting: bool,
     /// A part of this reply has been passed on.
     streaming: Option<Seq>,
     /// Length of its replies, averaged over the last ones.
@@ -120,6 +126,28 @@ impl State {
         match &self.link {
             Some(link) if !link.is_shared() => link.in_flight(),
             _ => self.sent as usize,
+        }
+    }
+
+    /// Whether nothing is left to do before the connection closes because of `why`.
+    fn is_done(&self, why: DisconnectReason) -> bool {
+        // Nobody waits for a blocked command of an application that has gone, or on the way out.
+        let gone = matches!(why, DisconnectReason::Client | DisconnectReason::Drain);
+        self.out.is_empty()
+            && self.limbo.is_empty()
+            && (self.pipeline.is_empty() || gone && self.in_flight() == 0)
+            // Commands that bring no reply are commands all the same.
+            && self.link.as_ref().is_none_or(|link| link.is_shared() || !link.has_unwritten())
+    }
+
+    /// Whether `link`, which takes commands, may have this one before all earlier ones are answered, or they are.
+    fn may_send(&self, link: &Link, command: &Command) -> bool {
+        match command.expect {
+            // How many confirmations come depends on those before.
+            Expect::Confirmations(0) => link.is_idle(),
+            // Changes are remembered in their order.
+            Expect::Nothing => self.sent == 0 || !command.changes_silently(),
+            _ => true,
         }
     }
 
@@ -161,6 +189,7 @@ impl Session {
             state: RefCell::new(State {
                 pipeline: Pipeline::default(),
                 out: BytesMut::new(),
+                long: 0,
                 intent: Intent::default(),
                 link: None,
                 group: None,
@@ -178,6 +207,8 @@ impl Session {
                 muted: false,
                 muted_sent: false,
                 skip_next: false,
+                skip_sent: false,
+                aborting: false,
                 streaming: None,
                 reply_len: REPLY_GUESS,
                 kind: SessionKind::Shared,
@@ -230,18 +261,25 @@ impl Session {
         if st.limbo.is_empty()
             && let Some(route) = self.worker.route.get()
             && !route.holding
+            && self.has_link(st, route.write, command.own)
             && let Some(link) = &st.link
             && link.replica == route.write
             && link.takes_commands()
             && !(command.own && link.is_shared())
-            && (command.expect != Expect::Confirmations(0) || link.is_idle())
+            && st.may_send(link, &command)
         {
             self.worker.metrics.commands[command.class][route.write].inc();
             let link = Rc::clone(link);
             self.send(st, &link, command, frame);
         } else {
             self.hold(st, command, frame);
+            let aborting = std::mem::take(&mut st.aborting)
+                .then(|| st.link.clone())
+                .flatten();
             drop(state);
+            if let Some(link) = aborting {
+                link.condemn(&End::Abandoned);
+            }
             self.advance();
             state = self.state.borrow_mut();
         }
@@ -255,10 +293,14 @@ impl Session {
         let own = c.own || self.always_owns() || st.is_pinned();
         st.tainted |= c.taints;
         let mut expect = c.expect;
+        // RESET lets replies come again, its own among them.
+        st.muted &= c.tx != Tx::Reset;
         if st.muted || std::mem::take(&mut st.skip_next) {
             expect = Expect::Nothing;
         }
-        match c.reply_mode {
+        // Inside a transaction it is queued like any other command.
+        let mode = c.reply_mode.filter(|_| st.tx != TxState::Open);
+        match mode {
             Some(ReplyMode::On) => {
                 st.muted = false;
                 expect = Expect::Reply;
@@ -292,13 +334,24 @@ impl Session {
             tx: c.tx,
             script: c.script,
             change: c.change,
+            mode,
         }
     }
 
     /// Hands a command to the link.
     fn send(self: &Rc<Self>, st: &mut State, link: &Rc<Link>, mut command: Command, frame: Frame<'_>) {
         let _ = st.tx_sent.step(command.tx);
-        st.muted_sent = st.muted;
+        if command.changes_silently() {
+            presume(st, &mut command);
+        }
+        let silent = command.expect == Expect::Nothing;
+        if silent && !st.muted_sent && !st.skip_sent && command.mode.is_none() {
+            // What was to silence it went with another link.
+            let off = st.muted && st.limbo.is_empty();
+            let mode: &[u8] = if off { b"OFF" } else { b"SKIP" };
+            link.say(vec![Step::silent(&[b"CLIENT", b"REPLY", mode])]);
+            (st.muted_sent, st.skip_sent) = (off, !off);
+        }
         if command.expect == Expect::Confirmations(0) {
             let name = resp::args(frame.bytes())
                 .next()
@@ -309,10 +362,23 @@ impl Session {
         }
         if let Some(kind) = command.script {
             let mut scripts = self.worker.scripts.borrow_mut();
-            let missing = scripts.before(kind, frame.bytes(), link.replica, st.tx_sent == TxState::Open);
-            link.say(missing.into_iter().map(Step::known).collect());
+            // Nothing can be said inside a transaction, nor between CLIENT REPLY SKIP and what it silences.
+            let in_the_way = st.tx_sent == TxState::Open || st.skip_sent;
+            let missing = scripts.before(kind, frame.bytes(), link.replica, in_the_way);
+            let step = if st.muted_sent {
+                Step::unanswered
+            } else {
+                Step::known
+            };
+            link.say(missing.into_iter().map(step).collect());
         }
-        st.sent += u32::from(command.expect != Expect::Nothing);
+        st.skip_sent = command.mode == Some(ReplyMode::Skip) && silent;
+        match command.mode {
+            Some(ReplyMode::Off) => st.muted_sent = true,
+            Some(ReplyMode::On) => st.muted_sent = false,
+            _ => st.muted_sent &= command.tx != Tx::Reset,
+        }
+        st.sent += u32::from(!silent);
         link.append(self, command, frame);
     }
 
@@ -371,7 +437,9 @@ impl Session {
 
     fn release(&self, st: &mut State, link: Rc<Link>) {
         self.set_kind(st, SessionKind::Shared);
-        if std::mem::take(&mut st.spoiled) {
+        // What the session answered itself (an EXEC after a lost WATCH) may have left something on the connection.
+        let clean = (st.tx_sent, st.tx_answered) == Default::default() && !st.muted_sent && !st.skip_sent;
+        if std::mem::take(&mut st.spoiled) || !clean {
             self.worker.condemn_later(Some(link));
         } else {
             self.worker.give_back(link, st.intent.clone());
@@ -395,9 +463,14 @@ impl Session {
     /// Whether the connection ends now, and why.
     pub(crate) fn ended(&self) -> Option<DisconnectReason> {
         let state = self.state.borrow();
-        state.dead.or(state
-            .closing
-            .filter(|_| state.pipeline.is_empty() && state.out.is_empty()))
+        state.dead.or(state.closing.filter(|why| state.is_done(*why)))
+    }
+
+    /// The session's own link has written all it had.
+    pub(crate) fn link_written(&self) {
+        if self.state.borrow().closing.is_some() {
+            self.wake();
+        }
     }
 
     /// Whether more requests may be read now; if not, the session wakes its task when they may.
@@ -410,17 +483,13 @@ impl Session {
     /// The application has closed its side: what it sent is still carried out, but nobody waits for blocked commands.
     pub(crate) fn end_of_input(&self) {
         let mut state = self.state.borrow_mut();
-        if state.limbo.is_empty() && state.in_flight() == 0 {
-            state.dead.get_or_insert(DisconnectReason::Client);
-        } else {
-            state.closing.get_or_insert(DisconnectReason::Client);
-        }
+        state.closing.get_or_insert(DisconnectReason::Client);
     }
 
     /// Ends the session once nothing of it is unanswered, or at once.
     pub(crate) fn drain(&self, now: bool) {
         let mut state = self.state.borrow_mut();
-        if now || (state.limbo.is_empty() && state.in_flight() == 0) {
+        if now {
             state.dead.get_or_insert(DisconnectReason::Drain);
         } else {
             state.closing.get_or_insert(DisconnectReason::Drain);
@@ -462,4 +531,16 @@ impl Session {
             link.condemn(&End::Released);
         }
     }
+}
+
+/// A command that changes the connection goes out and nothing will say how it ended: it counts as done, and the
+/// connection as one that nobody else may have.
+fn presume(st: &mut State, command: &mut Command) {
+    let _ = st.tx_answered.step(command.tx);
+    if let Some(change) = command.change.take()
+        && !matches!(*change, Change::Subscribe)
+    {
+        replies::apply(st, *change, b"");
+    }
+    (st.tainted, st.spoiled) = (true, true);
 }

@@ -13,7 +13,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::intent::{Identity, Intent, Login, Step};
+use super::intent::{Identity, Intent, Step};
 use super::link::{End, Link, Phase};
 use super::session::Session;
 use super::worker::Worker;
@@ -24,8 +24,14 @@ use crate::replica::ReplicaId;
 /// Connects of dedicated links under way at once.
 const CONNECTS: usize = 64;
 
+/// So many of the newest links in the pool are looked at for one that fits.
+const CHOICE: usize = 16;
+
 /// First and longest wait before the next connect to a replica that failed.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
+
+/// How long no link to a replica must have failed for the wait to begin anew.
+const STEADY: Duration = Duration::from_secs(1);
 
 /// A dedicated link that nobody has needed for this long is closed, as is a group of shared links but the default one's.
 const UNUSED: Duration = Duration::from_secs(10);
@@ -33,9 +39,6 @@ const UNUSED: Duration = Duration::from_secs(10);
 /// A shared link that has been silent for this long is asked for a sign of life: one that died unnoticed is found before
 /// the traffic needs it.
 const UNHEARD: Duration = Duration::from_secs(5);
-
-/// A login that a replica did not accept is not tried there again before this.
-const REFUSED: Duration = Duration::from_millis(500);
 
 /// Identities with shared links of their own; sessions with further ones have dedicated links.
 const GROUPS: usize = 64;
@@ -48,8 +51,6 @@ pub(crate) struct Upstream {
     /// By replica, the newest last.
     pool: RefCell<Vec<Vec<Pooled>>>,
     peers: RefCell<Vec<Peer>>,
-    /// Logins of applications that a replica did not accept, and when they may be tried again.
-    refused: RefCell<HashMap<(ReplicaId, Login), Instant>>,
     connecting: Cell<usize>,
     next_id: Cell<u64>,
     /// Shared links of a group to one replica.
@@ -76,6 +77,16 @@ struct Pooled {
 struct Peer {
     backoff: Duration,
     not_before: Instant,
+    /// A link failed and no connect has succeeded since: one at a time is enough to find out whether it is back.
+    failing: bool,
+    /// Connects under way.
+    connecting: usize,
+}
+
+impl Peer {
+    fn may_connect(&self, now: Instant) -> bool {
+        self.not_before <= now && !(self.failing && self.connecting > 0)
+    }
 }
 
 impl Upstream {
@@ -90,10 +101,11 @@ impl Upstream {
                     .map(|_| Peer {
                         backoff: BACKOFF.0,
                         not_before: now,
+                        failing: false,
+                        connecting: 0,
                     })
                     .collect(),
             ),
-            refused: RefCell::default(),
             connecting: Cell::new(0),
             next_id: Cell::new(0),
             width,
@@ -141,23 +153,16 @@ impl Upstream {
     fn in_group(&self, worker: &Rc<Worker>, group: &Group, replica: ReplicaId, n: usize) -> Option<Rc<Link>> {
         let mut links = group.links.borrow_mut();
         let place = &mut links[replica.index()][n];
-        if place.as_ref().is_none_or(|link| link.phase() == Phase::Dead) {
+        let now = worker.now();
+        let lost = |link: &Rc<Link>| link.phase() == Phase::Dead && link.refusal(now).is_none();
+        if place.as_ref().is_none_or(lost) {
             *place = None;
-            if self.may_connect(&group.identity, replica, worker.now()) {
-                *place = Some(self.open(worker, replica, None, &group.identity, Vec::new()));
+            if self.peers.borrow()[replica.index()].may_connect(now) {
+                let handshake = group.identity.handshake(worker.credentials(replica));
+                *place = Some(self.open(worker, replica, None, handshake));
             }
         }
         place.clone()
-    }
-
-    fn may_connect(&self, identity: &Identity, replica: ReplicaId, now: Instant) -> bool {
-        let refused = identity.login.as_ref().is_some_and(|login| {
-            self.refused
-                .borrow()
-                .get(&(replica, login.clone()))
-                .is_some_and(|until| *until > now)
-        });
-        !refused && self.peers.borrow()[replica.index()].not_before <= now
     }
 
     fn open(
@@ -165,14 +170,12 @@ impl Upstream {
         worker: &Rc<Worker>,
         replica: ReplicaId,
         owner: Option<Rc<Session>>,
-        identity: &Identity,
-        more: Vec<Step>,
+        handshake: Vec<Step>,
     ) -> Rc<Link> {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
-        let mut handshake = identity.handshake(worker.credentials(replica));
-        handshake.extend(more);
-        let link = Link::open(worker, id, replica, owner, identity.login.clone(), handshake);
+        let link = Link::open(worker, id, replica, owner, handshake);
+        self.connect_begins(&link);
         self.links.borrow_mut().insert(id, Rc::clone(&link));
         link
     }
@@ -190,10 +193,11 @@ impl Upstream {
         let pooled = {
             let mut pool = self.pool.borrow_mut();
             let of_replica = &mut pool[replica.index()];
-            of_replica.retain(|p| p.link.phase() == Phase::Ready);
             let mut found = None;
-            for (place, pooled) in of_replica.iter().enumerate().rev() {
-                if let Some(steps) = intent.steps_from(&pooled.said) {
+            for (place, pooled) in of_replica.iter().enumerate().rev().take(CHOICE) {
+                if pooled.link.phase() == Phase::Ready
+                    && let Some(steps) = intent.steps_from(&pooled.said)
+                {
                     let exact = steps.is_empty();
                     found = Some((place, steps));
                     if exact {
@@ -208,13 +212,14 @@ impl Upstream {
             link.adopt(owner, steps);
             return Some(link);
         }
-        if self.connecting.get() >= CONNECTS || !self.may_connect(&intent.identity, replica, worker.now()) {
+        if self.connecting.get() >= CONNECTS
+            || !self.peers.borrow()[replica.index()].may_connect(worker.now())
+        {
             return None;
         }
-        self.connecting.set(self.connecting.get() + 1);
-        let mut said = intent.beyond_identity();
-        said.extend(more);
-        Some(self.open(worker, replica, Some(Rc::clone(owner)), &intent.identity, said))
+        let mut handshake = intent.handshake(worker.credentials(replica));
+        handshake.extend(more);
+        Some(self.open(worker, replica, Some(Rc::clone(owner)), handshake))
     }
 
     /// Takes an idle dedicated link back, whose connection is in the state `said`.
@@ -229,13 +234,21 @@ impl Upstream {
         }
     }
 
-    /// A link's connect has ended, handshake and all.
+    /// A link is connecting, or says what brings it to its next owner's state.
+    pub(super) fn connect_begins(&self, link: &Link) {
+        if link.kind == LinkKind::Dedicated {
+            self.connecting.set(self.connecting.get() + 1);
+        }
+        self.peers.borrow_mut()[link.replica.index()].connecting += 1;
+    }
+
+    /// That has ended, handshake and all.
     pub(super) fn connect_ended(&self, link: &Link, ok: bool) {
+        let peer = &mut self.peers.borrow_mut()[link.replica.index()];
+        peer.connecting = peer.connecting.saturating_sub(1);
+        peer.failing &= !ok;
         if link.kind == LinkKind::Dedicated {
             self.connecting.set(self.connecting.get().saturating_sub(1));
-        }
-        if ok {
-            self.peers.borrow_mut()[link.replica.index()].backoff = BACKOFF.0;
         }
     }
 
@@ -243,7 +256,12 @@ impl Upstream {
     pub(super) fn failed(&self, replica: ReplicaId, now: Instant) {
         let mut peers = self.peers.borrow_mut();
         let peer = &mut peers[replica.index()];
+        peer.failing = true;
         if peer.not_before <= now {
+            // A replica that lets everybody in and then hangs up has not recovered.
+            if now.saturating_duration_since(peer.not_before) > STEADY {
+                peer.backoff = BACKOFF.0;
+            }
             // Jitter, so that the workers of a fleet do not come back in step.
             let jitter = peer
                 .backoff
@@ -251,13 +269,6 @@ impl Upstream {
             peer.not_before = now + peer.backoff + jitter;
             peer.backoff = (peer.backoff * 2).min(BACKOFF.1);
         }
-    }
-
-    /// `replica` did not accept an application's login, as after a change of passwords that it has not heard of yet.
-    pub(super) fn refused(&self, replica: ReplicaId, login: &Login, now: Instant) {
-        self.refused
-            .borrow_mut()
-            .insert((replica, login.clone()), now + REFUSED);
     }
 
     /// A link is dead.
@@ -269,7 +280,6 @@ impl Upstream {
     pub(super) fn tend(&self, worker: &Rc<Worker>) {
         let now = worker.now();
         let expired = |since: Instant| now.saturating_duration_since(since) > UNUSED;
-        self.refused.borrow_mut().retain(|_, until| *until > now);
         let mut closing = Vec::new();
         self.groups.borrow_mut().retain(|identity, group| {
             let in_use =
@@ -294,9 +304,10 @@ impl Upstream {
         if worker.settings.upstream.mode == Mode::Shared {
             let _ = self.group(worker, &Identity::default());
         }
+        let replicas = self.peers.borrow().len();
         let groups: Vec<Rc<Group>> = self.groups.borrow().values().cloned().collect();
         for group in groups {
-            for replica in (0..self.peers.borrow().len()).map(|i| ReplicaId(i as u8)) {
+            for replica in (0..replicas).map(|i| ReplicaId(i as u8)) {
                 for n in 0..self.width {
                     if let Some(link) = self.in_group(worker, &group, replica, n)
                         && link.unheard_for(now).is_some_and(|silent| silent > UNHEARD)

@@ -293,8 +293,8 @@ impl Worker {
     pub(crate) fn drained_perhaps(&self) {
         if let Some(current) = self.route.get()
             && current.holding
-            && self.in_flight.get() == 0
             && self.drain_told.get() != Some(current.epoch)
+            && self.in_flight.get() <= self.unread()
             && self
                 .feedback
                 .send(Feedback::Drained {
@@ -305,6 +305,20 @@ impl Worker {
         {
             self.drain_told.set(Some(current.epoch));
         }
+    }
+
+    /// Of the commands that are in flight, those whose replies only wait for applications that do not read: none of them
+    /// may keep everybody else from moving.
+    fn unread(&self) -> usize {
+        if self.in_flight.get() == 0 {
+            return 0;
+        }
+        let links = self.upstream.links();
+        links
+            .iter()
+            .filter(|link| link.is_unread())
+            .map(|link| link.in_flight())
+            .sum()
     }
 
     fn apply(&self, route: &Route) {

@@ -38,6 +38,11 @@ pub(crate) fn replicas(rig: &Rig) -> String {
     rig.regions().iter().map(table).collect()
 }
 
+/// `[[replica]]` tables with a profile before them.
+pub(crate) fn with_profile(replicas: &str, profile: &str) -> String {
+    format!("[detection]\nprofile = \"{profile}\"\n{replicas}")
+}
+
 /// The running binary.
 pub(crate) struct Sidecar {
     child: Child,
@@ -57,16 +62,11 @@ impl Sidecar {
 
     /// Starts it with these `[[replica]]` tables.
     pub(crate) async fn with_replicas(replicas: &str, profile: &str, toml: &str) -> Sidecar {
-        Sidecar::with_open_files(replicas, profile, toml, None).await
+        Sidecar::configured(&with_profile(replicas, profile), toml, None).await
     }
 
-    /// And with this many file descriptors at most.
-    pub(crate) async fn with_open_files(
-        replicas: &str,
-        profile: &str,
-        toml: &str,
-        open_files: Option<u32>,
-    ) -> Sidecar {
+    /// Starts it with these `[detection]` and `[[replica]]` tables, and as many file descriptors at most.
+    pub(crate) async fn configured(tables: &str, toml: &str, open_files: Option<u32>) -> Sidecar {
         let dir = TempDir::new().expect("a folder");
         let config = dir.path().join("pulsegate.toml");
         let has = |table: &str| toml.contains(table);
@@ -75,7 +75,7 @@ impl Sidecar {
             text += "\n[listener]\nbind = [\"127.0.0.1:0\"]\n";
         }
         text += &format!(
-            "\n[admin]\nbind = \"127.0.0.1:0\"\nstate_file = \"{}\"\n[detection]\nprofile = \"{profile}\"\n[log]\nformat = \"json\"\n{replicas}",
+            "\n[admin]\nbind = \"127.0.0.1:0\"\nstate_file = \"{}\"\n[log]\nformat = \"json\"\n{tables}",
             dir.path().join("pin").display()
         );
         std::fs::write(&config, text).expect("the configuration is written");
@@ -200,6 +200,67 @@ impl Sidecar {
         let answer = answer.expect("the admin server answers");
         let (head, body) = answer.split_once("\r\n\r\n").expect("a body");
         (head.to_owned(), body.to_owned())
+    }
+
+    /// Whether a line of the log contains `text`.
+    pub(crate) fn log_contains(&self, text: &str) -> bool {
+        self.log.lock().unwrap().iter().any(|line| line.contains(text))
+    }
+
+    /// The HTTP status of `GET path`; `None` when nobody answers.
+    pub(crate) async fn code(&self, path: &str) -> Option<u16> {
+        let host = self.admin.trim_start_matches("http://");
+        let mut stream = TcpStream::connect(host).await.ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        answer.split(' ').nth(1)?.parse().ok()
+    }
+
+    /// Sends SIGTERM.
+    pub(crate) fn terminate(&self) {
+        let status = Command::new("kill")
+            .args(["-TERM", &self.pid().to_string()])
+            .status();
+        assert!(status.expect("kill runs").success());
+    }
+
+    /// Waits for the end of the process; its exit code, and how long it took.
+    pub(crate) async fn ended(&mut self) -> (Option<i32>, Duration) {
+        let began = now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("waits") {
+                return (status.code(), began.elapsed());
+            }
+            assert!(began.elapsed() < PATIENCE, "it does not end");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// A line of `/proc/PID/status`, in bytes.
+    pub(crate) fn memory(&self, what: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let line = status.lines().find(|l| l.starts_with(what)).expect("the line");
+        line.split_whitespace()
+            .nth(1)
+            .and_then(|n| n.parse::<u64>().ok())
+            .expect("KiB")
+            * 1024
+    }
+
+    /// CPU time that the process has used.
+    pub(crate) fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("it runs");
+        let fields: Vec<u64> = stat
+            .rsplit(')')
+            .next()
+            .expect("fields")
+            .split_whitespace()
+            .map(|f| f.parse().unwrap_or(0))
+            .collect();
+        // utime and stime, in ticks of 10 ms.
+        Duration::from_millis((fields[11] + fields[12]) * 10)
     }
 
     /// The sum of a counter over its labels.
@@ -342,6 +403,27 @@ impl App {
                 Ok(Ok(_)) => {}
             }
         }
+    }
+
+    /// Sends no more, but reads on.
+    pub(crate) async fn shut_down(&mut self) {
+        self.stream.shutdown().await.expect("the connection lives");
+    }
+
+    /// Goes away without a word, as a process that is killed.
+    pub(crate) fn reset(self) {
+        let linger = Some(Duration::ZERO);
+        socket2::SockRef::from(&self.stream)
+            .set_linger(linger)
+            .expect("a socket");
+    }
+
+    /// Waits until there is something to read, and reads none of it.
+    pub(crate) async fn wait_readable(&self) {
+        tokio::time::timeout(PATIENCE, self.stream.readable())
+            .await
+            .expect("something comes")
+            .expect("the connection lives");
     }
 
     /// The next reply or push.

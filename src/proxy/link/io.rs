@@ -80,7 +80,8 @@ pub(super) async fn run(link: Rc<Link>, handshake: Vec<Step>) {
         if link.phase() == Phase::Greeting {
             worker.metrics.upstream_connects[link.replica][ConnectResult::Rejected].inc();
         }
-        link.condemn(&link.end_of(evidence));
+        let refusal = link.refusal(worker.now());
+        link.condemn(&refusal.map_or(End::Failed(evidence), End::Refused));
     }
 }
 
@@ -120,7 +121,7 @@ impl Link {
     }
 
     /// Writes what has gathered, as far as the socket takes it.
-    fn poll_flush(&self, stream: &mut Stream, cx: &mut Context<'_>) -> io::Result<()> {
+    fn poll_flush(self: &Rc<Self>, stream: &mut Stream, cx: &mut Context<'_>) -> io::Result<()> {
         let mut wrote = false;
         let was_full = self.is_full();
         loop {
@@ -150,6 +151,16 @@ impl Link {
         }
         if wrote && let Poll::Ready(Err(error)) = Pin::new(stream).poll_flush(cx) {
             return Err(error);
+        }
+        if wrote && self.phase() == Phase::Greeting && self.is_idle() {
+            // The last that it was to say brings no reply.
+            self.ready();
+        }
+        if wrote
+            && !self.has_unwritten()
+            && let Some(owner) = &*self.owner.borrow()
+        {
+            owner.link_written();
         }
         Ok(())
     }

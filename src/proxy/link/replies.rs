@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 
 use super::{Entry, Link, Phase};
 use crate::metrics::ErrorCode;
@@ -153,7 +153,18 @@ impl Link {
             Expect::Own { replies: left, must } => {
                 if reply.is_error() && !accepted(*must, frame) {
                     let code = String::from_utf8_lossy(error_code(frame).unwrap_or_default()).into_owned();
-                    tracing::warn!(replica = %self.worker.name(self.replica), code, "the replica rejects the link's handshake");
+                    let replica = self.worker.name(self.replica);
+                    if *must == Must::Grant && !is_about_replica(frame) {
+                        tracing::warn!(
+                            replica,
+                            code,
+                            "the replica refuses what an application was granted before"
+                        );
+                        let words = Bytes::copy_from_slice(frame);
+                        *self.refusal.borrow_mut() = Some((words, self.worker.now()));
+                    } else {
+                        tracing::warn!(replica, code, "the replica rejects the link's handshake");
+                    }
                     return Err(LinkEvidence::Rejected);
                 }
                 *left = left.saturating_sub(1);
@@ -241,8 +252,16 @@ impl Link {
 fn accepted(must: Must, frame: &[u8]) -> bool {
     match must {
         Must::Answer => true,
-        Must::Succeed => false,
+        Must::Succeed | Must::Grant => false,
         // The application is to log in by itself, then.
         Must::Serve => matches!(error_code(frame), Some(b"NOAUTH" | b"NOPERM")),
     }
+}
+
+/// Whether an error speaks of the replica's own state, and not of who asks or for what.
+fn is_about_replica(error: &[u8]) -> bool {
+    !matches!(
+        error_code(error),
+        Some(b"WRONGPASS" | b"NOAUTH" | b"NOPERM" | b"NOPROTO" | b"ERR")
+    ) || error.starts_with(b"-ERR max number of clients")
 }

@@ -14,6 +14,9 @@ use crate::proxy::pipeline::{Seq, Turn};
 use crate::proxy::recover::TxState;
 use crate::resp::{self, Reply, ReplyScan, ReplyScanner};
 
+/// Most bytes that wait for an application which is told things unasked, as Redis has it for subscribers.
+const UNASKED: usize = 32 * 1024 * 1024;
+
 impl Session {
     /// The replies to `n` plain commands from `seq` on, which lie side by side in `bytes`.
     pub(crate) fn deliver(self: &Rc<Self>, link: &Rc<Link>, seq: Seq, n: u32, bytes: &[u8]) {
@@ -39,7 +42,15 @@ impl Session {
         st.sent -= 1;
         st.pins -= u32::from(command.pins);
         let inside = st.tx_answered == TxState::Open;
-        let _ = st.tx_answered.step(command.tx);
+        // EXECABORT ends a transaction as well as a success does.
+        let refused = command.tx != Tx::None
+            && reply.is_error()
+            && !(command.tx == Tx::Exec && resp::error_code(frame) == Some(b"EXECABORT"));
+        if refused {
+            refuse_step(st);
+        } else {
+            let _ = st.tx_answered.step(command.tx);
+        }
         match command.tx {
             Tx::Exec => execute(st, reply, frame),
             Tx::Discard if !reply.is_error() => (st.queued, st.queued_changes) = Default::default(),
@@ -50,10 +61,13 @@ impl Session {
                 st.queued += 1;
             }
             _ => {
-                if let Some(change) = command.change
-                    && !reply.is_error()
-                {
-                    apply(st, *change, frame);
+                if let Some(change) = command.change {
+                    if !reply.is_error() {
+                        apply(st, *change, frame);
+                    } else if matches!(*change, Change::Hello { login: Some(_), .. }) {
+                        // The login may have been taken before something else was refused.
+                        (st.tainted, st.spoiled) = (true, true);
+                    }
                 }
             }
         }
@@ -74,8 +88,7 @@ impl Session {
         if !link.is_shared() && st.dead.is_none() {
             self.release_perhaps(st);
         }
-        let done = st.closing.is_some() && st.pipeline.is_empty();
-        if done || (st.paused && st.is_half_empty()) {
+        if st.closing.is_some() || (st.paused && st.is_half_empty()) {
             st.paused = false;
             self.wake();
         }
@@ -157,7 +170,16 @@ impl Session {
         if st.dead.is_some() {
             return;
         }
-        if st.out.len() + bytes.len() > self.worker.settings.listener.output_limit {
+        let limit = self.worker.settings.listener.output_limit;
+        let limit = if st.intent.listens() {
+            limit.min(UNASKED)
+        } else {
+            limit
+        };
+        // A reply that is passed on in pieces may be longer than the limit: it is the only one of its kind.
+        if st.streaming.is_some() {
+            st.long += bytes.len();
+        } else if st.out.len() + bytes.len() - st.long > limit {
             tracing::warn!(
                 session = self.id,
                 "disconnected: the application does not read, and {} bytes wait for it",
@@ -191,16 +213,17 @@ impl Session {
     /// Writes what the socket takes; the session's task waits for the rest.
     pub(crate) fn flush_now(&self) {
         self.dirty.set(false);
-        let mut state = self.state.borrow_mut();
-        let st = &mut *state;
-        self.flush(st);
-        let done = st.closing.is_some() && st.pipeline.is_empty();
-        if !st.out.is_empty() || st.dead.is_some() || done {
+        self.flush(&mut self.state.borrow_mut());
+    }
+
+    pub(super) fn flush(&self, st: &mut State) {
+        self.write_out(st);
+        if !st.out.is_empty() || st.dead.is_some() || st.closing.is_some() {
             self.wake();
         }
     }
 
-    fn flush(&self, st: &mut State) {
+    fn write_out(&self, st: &mut State) {
         let before = st.out.len();
         while !st.out.is_empty() && st.dead.is_none() {
             match self.writer.try_write(&st.out) {
@@ -212,6 +235,7 @@ impl Session {
                 Err(_) => st.dead = Some(DisconnectReason::Client),
             }
         }
+        st.long = st.long.min(st.out.len());
         self.owes.set(st.out.len());
         if before > OUT_HIGH
             && st.out.len() <= OUT_HIGH
@@ -223,6 +247,11 @@ impl Session {
         if st.out.is_empty() && st.out.capacity() > 0 {
             self.worker.give_buffer(std::mem::take(&mut st.out));
         }
+    }
+
+    /// Whether it is told things unasked.
+    pub(crate) fn listens(&self) -> bool {
+        self.state.borrow().intent.listens()
     }
 
     /// Bytes that wait for the application to read them.
@@ -237,7 +266,8 @@ impl Session {
             if state.out.is_empty() || state.dead.is_some() {
                 return true;
             }
-            self.flush(&mut state);
+            // The task that calls needs no waking: it would only turn round and round.
+            self.write_out(&mut state);
             if state.out.is_empty() || state.dead.is_some() {
                 return true;
             }
@@ -258,13 +288,22 @@ fn keep_each(st: &mut State, mut seq: Seq, mut bytes: &[u8]) {
     }
 }
 
+/// A command that begins or ends a transaction or WATCH met an error: where the connection stands is what was answered
+/// before, as far as anyone can tell, so nobody else gets it.
+fn refuse_step(st: &mut State) {
+    (st.tainted, st.spoiled) = (true, true);
+    if st.pins == 0 && !st.tx.is_lost() {
+        // No later such command is on its way.
+        (st.tx, st.tx_sent) = (st.tx_answered, st.tx_answered);
+    }
+}
+
 /// The replica has agreed to a change.
-fn apply(st: &mut State, change: Change, frame: &[u8]) {
+pub(super) fn apply(st: &mut State, change: Change, frame: &[u8]) {
     match change {
         Change::Subscribe => return confirm(&mut st.intent, frame),
         Change::Reset => {
-            (st.tx, st.tx_sent, st.tx_answered, st.muted, st.queued) = Default::default();
-            st.queued_changes.clear();
+            (st.queued, st.queued_changes) = Default::default();
             st.spoiled = true;
         }
         _ => {}

@@ -14,25 +14,39 @@ use crate::proxy::intent::Step;
 use crate::proxy::link::{End, Frame, Link, Phase};
 use crate::proxy::recover::{Broken, Local, Recovery, TxState, Verdict};
 use crate::replica::ReplicaId;
+use crate::resp;
 
 impl Session {
     /// Lets a command wait; answers `-UNAVAILABLE` when too much waits already.
     pub(super) fn hold(self: &Rc<Self>, st: &mut State, command: Command, frame: Frame<'_>) {
         let len = frame.len();
         // What only waits for the answers to earlier commands, as it would in a server, is no hold.
-        let held = !self.awaits_answers(st);
-        if held && !self.worker.hold_has_room(len) {
+        let held = !self.is_served(st);
+        // The end of a transaction always has room: without it, the rest would be left open.
+        let ends = matches!(command.tx, Tx::Exec | Tx::Discard | Tx::Reset);
+        if held && !ends && !self.worker.hold_has_room(len) {
             self.worker.metrics.hold_ended[HoldEnd::Overflow].inc();
             self.refuse(
                 st,
                 &command,
                 "too many commands wait for a replica; this one was not sent",
             );
-            if command.tx == Tx::Multi || st.tx == TxState::Open {
+            if st.tx == TxState::Open {
                 self.break_transaction(st);
+            } else if command.tx == Tx::Watch {
+                // What it was to guard is not applied without it.
+                st.tx = TxState::WatchLost;
+                st.aborting = st.tx_sent.pins();
             }
+            self.touch();
             return;
         }
+        self.wait_with(st, command, frame, held);
+    }
+
+    /// Lets a command wait that had its place before: bounds were for when it came.
+    fn wait_with(self: &Rc<Self>, st: &mut State, command: Command, frame: Frame<'_>, held: bool) {
+        let len = frame.len();
         let frame = match frame {
             Frame::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
             Frame::Owned(bytes) => bytes.freeze(),
@@ -49,12 +63,16 @@ impl Session {
         self.worker.wait(self);
     }
 
-    /// Whether commands of this session are being answered by the active replica.
-    fn awaits_answers(&self, st: &State) -> bool {
+    /// Whether the active replica is at work for this session: it answers earlier commands, or has yet to take the bytes
+    /// of others on the same link.
+    fn is_served(&self, st: &State) -> bool {
         let (Some(link), Some(route)) = (&st.link, self.worker.route.get()) else {
             return false;
         };
-        st.sent > 0 && link.phase() == Phase::Ready && !route.holding && link.replica == route.write
+        (st.sent > 0 || !link.takes_commands())
+            && link.phase() == Phase::Ready
+            && !route.holding
+            && link.replica == route.write
     }
 
     /// A command waits no more.
@@ -76,11 +94,29 @@ impl Session {
     }
 
     /// A command of an open transaction was refused, so the rest of it must not be applied without it.
-    fn break_transaction(self: &Rc<Self>, st: &mut State) {
+    fn break_transaction(&self, st: &mut State) {
         st.tx = TxState::Broken(Broken::Abort);
-        if st.tx_sent.pins() {
-            self.worker.condemn_later(st.link.clone());
+        // What waits of it is answered as if it had been sent.
+        let from = st
+            .limbo
+            .iter()
+            .rposition(|held| matches!(held.command.tx, Tx::Exec | Tx::Discard | Tx::Reset))
+            .map_or(0, |end| end + 1);
+        let multi = st
+            .limbo
+            .range(from..)
+            .position(|held| held.command.tx == Tx::Multi);
+        for held in multi.map(|n| st.limbo.split_off(from + n)).unwrap_or_default() {
+            self.unhold(st, &held, HoldEnd::Overflow);
+            let local = if held.command.tx == Tx::Multi {
+                Local::Ok
+            } else {
+                Local::Queued
+            };
+            let resp3 = st.intent.identity.resp3;
+            self.answer(st, &held.command, local.bytes(resp3));
         }
+        st.aborting = st.tx_sent.pins();
     }
 
     /// Sends what waits, as far as the route and the links allow; gets a link when there is none. How many were sent.
@@ -97,18 +133,24 @@ impl Session {
         while st.dead.is_none() {
             let own = match st.limbo.front() {
                 Some(front) => self.needs_own(st, Some(&front.command)),
-                None if st.intent.listens() => true,
+                None if st.intent.listens() && st.closing.is_none() => true,
                 None => break,
             };
             let Some(link) = st.link.clone() else {
                 st.link = self.get_link(st, route.write, own);
                 match &st.link {
-                    Some(link) if link.phase() == Phase::Ready => continue,
+                    Some(link) if link.phase() != Phase::Connecting && link.phase() != Phase::Greeting => {
+                        continue;
+                    }
                     _ => break,
                 }
             };
             if link.phase() == Phase::Dead {
                 st.link = None;
+                if let Some(words) = link.refusal(self.worker.now()) {
+                    self.pass_refusal(st, &words);
+                    break;
+                }
                 continue;
             }
             if link.is_shared() {
@@ -138,7 +180,7 @@ impl Session {
                 break;
             }
             let Some(front) = st.limbo.front() else { break };
-            if front.command.expect == Expect::Confirmations(0) && !link.is_idle() {
+            if !st.may_send(&link, &front.command) {
                 break;
             }
             let Some(held) = st.limbo.pop_front() else { break };
@@ -162,8 +204,17 @@ impl Session {
             || st.tainted
             || st.tx_sent.pins()
             || st.muted_sent
+            || st.skip_sent
             || st.intent.is_peculiar()
             || self.always_owns()
+    }
+
+    /// Gets a link when there is none; whether there is one.
+    pub(super) fn has_link(self: &Rc<Self>, st: &mut State, replica: ReplicaId, own: bool) -> bool {
+        if st.link.is_none() {
+            st.link = self.get_link(st, replica, own);
+        }
+        st.link.is_some()
     }
 
     fn get_link(self: &Rc<Self>, st: &mut State, replica: ReplicaId, own: bool) -> Option<Rc<Link>> {
@@ -189,7 +240,7 @@ impl Session {
         }
         let link = upstream.dedicated(&self.worker, replica, self, &st.intent, more)?;
         (st.tx_sent, st.tx_answered) = Default::default();
-        st.spoiled = false;
+        (st.spoiled, st.skip_sent) = (false, false);
         self.set_kind(st, SessionKind::Dedicated);
         Some(link)
     }
@@ -204,7 +255,7 @@ impl Session {
                 .and_then(|front| front.since)
                 .is_some_and(|since| now.saturating_duration_since(since) >= timeout)
         };
-        if !self.awaits_answers(st) {
+        if !self.is_served(st) {
             self.begin_hold(st);
         }
         if !due(st) {
@@ -231,6 +282,11 @@ impl Session {
                     &held.command,
                     "no replica took the command in time; it was not sent",
                 );
+                if held.command.tx == Tx::Watch {
+                    // What it was to guard is not applied without it.
+                    let mut limbo = std::mem::take(&mut st.limbo);
+                    self.resettle(st, &mut limbo, Recovery::new(TxState::Watching));
+                }
                 // A transaction expires whole.
                 inside = match held.command.tx {
                     Tx::Multi => true,
@@ -245,13 +301,31 @@ impl Session {
         if std::mem::take(&mut st.paused) {
             self.wake();
         }
-        self.touch();
+        self.flush(st);
         !st.limbo.is_empty()
     }
 
     fn refuse(&self, st: &mut State, command: &Command, why: &str) {
         self.worker.metrics.unavailable.inc();
         self.answer(st, command, format!("-UNAVAILABLE {why}\r\n").as_bytes());
+    }
+
+    /// The replica does not grant this session what it was granted elsewhere: that is the answer to all that waits.
+    fn pass_refusal(&self, st: &mut State, words: &[u8]) {
+        for held in std::mem::take(&mut st.limbo) {
+            self.unhold(st, &held, HoldEnd::Resumed);
+            self.answer(st, &held.command, words);
+        }
+        st.tx = match st.tx {
+            TxState::Open => TxState::Broken(Broken::Abort),
+            TxState::Watching => TxState::WatchLost,
+            other => other,
+        };
+        if st.intent.listens() {
+            // What it listens to cannot be had here, and it must not wait for it in vain.
+            st.closing.get_or_insert(DisconnectReason::Error);
+        }
+        self.flush(st);
     }
 
     /// The session's own link takes commands.
@@ -264,6 +338,7 @@ impl Session {
     pub(crate) fn lacks_link(&self) -> bool {
         let state = self.state.borrow();
         state.dead.is_none()
+            && state.closing.is_none()
             && state.intent.listens()
             && state.link.as_ref().is_none_or(|link| link.phase() == Phase::Dead)
     }
@@ -281,6 +356,9 @@ impl Session {
         if *end == End::Released || st.dead.is_some() {
             return;
         }
+        if let End::Refused(words) = end {
+            return self.pass_refusal(st, words);
+        }
         if st.streaming.is_some() {
             st.dead = Some(DisconnectReason::ReplyBroken);
             self.wake();
@@ -288,8 +366,12 @@ impl Session {
         }
         let mut recovery = Recovery::new(st.tx_answered);
         self.begin_hold(st);
-        let limbo = std::mem::take(&mut st.limbo);
+        let mut limbo = std::mem::take(&mut st.limbo);
         for Given { command, frame, sent } in given {
+            let frame = match command.expect {
+                Expect::Confirmations(left) => unconfirmed(frame, left as usize),
+                _ => frame,
+            };
             let verdict = if sent {
                 recovery.sent(&command)
             } else {
@@ -299,10 +381,38 @@ impl Session {
                 self.worker.metrics.retried.inc();
             }
             if self.settle(st, &command, verdict) {
-                self.hold(st, command, Frame::Borrowed(&frame));
+                self.wait_with(st, command, Frame::Borrowed(&frame), true);
             }
         }
-        for held in limbo {
+        self.resettle(st, &mut limbo, recovery);
+        if st.limbo.iter().any(|held| held.command.expect != Expect::Nothing) {
+            // CLIENT REPLY OFF may be among what is said again; until then, silence is asked for one by one.
+            st.muted_sent = false;
+        }
+        (st.tx_sent, st.tx_answered, st.skip_sent) = Default::default();
+        (st.queued, st.queued_changes) = Default::default();
+        if link.has_served() {
+            self.put(st, st.intent.invalidation());
+        }
+        if st.intent.is_redirected() {
+            // The honest end of a cache that nobody can keep true any more: the application begins anew.
+            st.closing.get_or_insert(DisconnectReason::TrackingLost);
+            self.wake();
+        }
+        if std::mem::take(&mut st.paused) {
+            self.wake();
+        }
+        let listens = st.intent.listens() && st.closing.is_none();
+        drop(state);
+        if listens {
+            self.worker.wait(self);
+        }
+        self.worker.touch(self);
+    }
+
+    /// Goes over what waits after a transaction or WATCH was lost.
+    fn resettle(&self, st: &mut State, limbo: &mut VecDeque<Held>, mut recovery: Recovery) {
+        for held in limbo.drain(..) {
             let verdict = recovery.unsent(&held.command);
             if self.settle(st, &held.command, verdict) {
                 st.limbo.push_back(held);
@@ -310,20 +420,11 @@ impl Session {
                 self.unhold(st, &held, HoldEnd::Resumed);
             }
         }
-        st.tx = recovery.finish();
-        (st.tx_sent, st.tx_answered) = Default::default();
-        (st.queued, st.queued_changes) = Default::default();
-        let invalidate = st.intent.invalidation();
-        self.put(st, invalidate);
-        if std::mem::take(&mut st.paused) {
-            self.wake();
+        let after = recovery.finish();
+        // What has been answered here since knows better.
+        if !st.tx.is_lost() {
+            st.tx = after;
         }
-        let listens = st.intent.listens();
-        drop(state);
-        if listens {
-            self.worker.wait(self);
-        }
-        self.worker.touch(self);
     }
 
     /// Carries out a verdict; whether the command is to be sent again.
@@ -341,4 +442,15 @@ impl Session {
         }
         false
     }
+}
+
+/// A subscription command without the channels that were confirmed before its link was lost.
+fn unconfirmed(frame: Bytes, left: usize) -> Bytes {
+    let words: Vec<&[u8]> = resp::args(&frame).collect();
+    if left + 1 >= words.len() {
+        return frame;
+    }
+    let mut rest = vec![words[0]];
+    rest.extend(&words[words.len() - left..]);
+    resp::encode_command(&rest).into()
 }
