@@ -361,17 +361,17 @@ impl Oracle {
         if self.pending.remove(&id).is_none() || !self.answered.insert(id) {
             return Err(format!("answer: {id} answered again or never asked: {result:?}"));
         }
-        let moves = self.asking.as_ref().is_some_and(|(asking, request)| {
-            *asking == id
-                && matches!(
-                    request,
-                    Request::Switch { .. } | Request::Pin { .. } | Request::Failback
-                )
+        let asking = self.asking.clone().filter(|(asking, _)| *asking == id);
+        let moves = asking.as_ref().is_some_and(|(_, request)| {
+            matches!(
+                request,
+                Request::Switch { .. } | Request::Pin { .. } | Request::Failback
+            )
         });
         if moves && self.moving.is_some() && result.is_ok() {
             return Err(format!("answer: {id} granted while another move was under way"));
         }
-        match (&self.asking, result) {
+        match (&asking, result) {
             (Some((_, Request::Unpin)), Ok(_)) => self.suspended = false,
             (Some((_, Request::Hold)), Ok(_)) => self.held = true,
             (Some((_, Request::Resume)), Ok(_)) => self.held = false,
@@ -454,6 +454,9 @@ impl Oracle {
         }
         let moving = self.moving.take();
         let at_once = self.asked_to_move() && moving.is_none();
+        let wished = moving
+            .as_ref()
+            .is_some_and(|moving| moving.asked && moving.to == switched.to);
         let asked = at_once || moving.as_ref().is_some_and(|moving| moving.asked);
         let reason = switched.reason;
         let automatic = match reason {
@@ -491,7 +494,7 @@ impl Oracle {
             self.at_once(world, switched)?;
         }
         if automatic {
-            self.target(setup, world, switched)?;
+            self.target(setup, world, switched, wished)?;
             self.no_false_alarm(setup, world, switched)?;
             self.dwelt(setup, reason)?;
             self.damped(setup, switched)?;
