@@ -45,7 +45,7 @@ use super::event::SwitchReason;
 /// Worlds in the ordinary test run.
 const SEEDS: u64 = 256;
 /// Worlds within which every sabotage has to be caught.
-const SABOTAGED: u64 = 128;
+const SABOTAGED: u64 = 256;
 /// Calls of chaos in each; the calm after it comes on top.
 const STEPS: u64 = 3_000;
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::setup::Setup;
 use super::world::{At, State, World};
 use crate::decision::event::{
-    Event, Health, Input, Output, ProbeKind, Request, RouteOrder, SwitchReason, Switched,
+    Event, Health, Input, Output, ProbeFailure, ProbeKind, Request, RouteOrder, SwitchReason, Switched,
 };
 use crate::replica::{ReplicaId, ShardId};
 
@@ -61,6 +61,8 @@ struct Told {
     ping_failed: bool,
     /// A PING or a write was answered.
     answered: Option<At>,
+    /// Writes refused, with none accepted since.
+    refusals: u32,
     resubscribed: At,
     /// When the engine called it down, having known it; and when that last ended.
     downs: Vec<At>,
@@ -226,9 +228,19 @@ impl Oracle {
             Some(Input::Probe {
                 replica,
                 kind: ProbeKind::Write,
-                outcome: Ok(_),
+                outcome,
                 ..
-            }) => self.told[replica.index()].answered = Some(at),
+            }) => {
+                let told = &mut self.told[replica.index()];
+                match outcome {
+                    Ok(_) => {
+                        told.answered = Some(at);
+                        told.refusals = 0;
+                    }
+                    Err(ProbeFailure::Rejected(_)) => told.refusals += 1,
+                    Err(_) => {}
+                }
+            }
             Some(Input::HeartbeatHeard { from, to, age, .. }) if from == to => {
                 self.active_heard |= active == Some(*from) && *age <= since_wake;
             }

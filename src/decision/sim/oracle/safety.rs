@@ -190,7 +190,9 @@ impl Oracle {
                 "P6 target: {to} does not answer, and a well one was there"
             ));
         }
-        if better && self.watched(world, to, |state| !state.writes()) >= self.bounds.write {
+        let refusing = self.watched(world, to, |state| !state.writes());
+        let told = told.refusals >= 4 && refusing > Duration::ZERO;
+        if better && (told || refusing >= self.bounds.write) {
             return Err(format!(
                 "P6 target: {to} refuses writes, and a well one was there"
             ));
