@@ -317,6 +317,12 @@ impl Engine {
             evidence.age_writes(answers, &self.windows, now);
         }
         let changes = self.links.update(&self.windows, now);
+        for change in changes
+            .iter()
+            .filter(|change| change.up && change.from == change.to)
+        {
+            self.links.returned(change.from, now);
+        }
         for id in self.ids() {
             self.refresh_health(id, now);
         }
@@ -330,21 +336,21 @@ impl Engine {
         let state = &mut self.replicas[id.index()];
         let failures = self.policy.connect_failures;
         let judgement = judge(id, &state.evidence, &self.links, failures, &self.windows, now);
-        let Some(from) = state
+        let changed = state
             .standing
-            .update(judgement, &state.evidence, &self.windows, now)
-        else {
-            return;
-        };
+            .update(judgement, &state.evidence, &self.windows, now);
+        if state.standing.health == Health::Down && !state.standing.answers() {
+            // Also when it is down for another cause before that and took writes all the while.
+            state.evidence.forget_writes();
+        }
+        let Some(from) = changed else { return };
         let to = state.standing.health;
         if to == Health::Down {
-            state.evidence.forget_writes();
             if from != Health::Unknown {
                 state.damping.strike(&self.windows, now);
             }
         } else if from == Health::Down {
             state.damping.returned(now);
-            self.links.returned(id, now);
         }
         let why = match to {
             Health::Recovering => "it answers again".to_owned(),

@@ -55,7 +55,7 @@ pub(super) struct Ping {
     pub(super) rtt: Option<Duration>,
     /// Failures of any kind since the newest good answer.
     pub(super) failures: u32,
-    /// Error answers since the newest good answer, and the first of them.
+    /// PINGs answered with an error since the newest good answer, to a PING or a write; and the first of them.
     pub(super) rejected: u32,
     pub(super) rejected_since: Option<Moment>,
     /// The newest error answer's first word.
@@ -86,6 +86,8 @@ pub(super) struct Beats {
 pub(super) struct Writes {
     /// The newest accepted write.
     pub(super) ok: Option<Moment>,
+    /// The newest probe that ended, well or not.
+    ended: Option<Moment>,
     /// With hysteresis; `None` until proved since the replica was last down.
     pub(super) writable: Option<bool>,
     /// Failures in a row.
@@ -194,6 +196,7 @@ impl Evidence {
         let Some(writes) = self.writes.get_mut(shard) else {
             return;
         };
+        writes.ended = Some(now);
         match outcome {
             Ok(_) => {
                 writes.ok = Some(now);
@@ -202,7 +205,10 @@ impl Evidence {
                 if writes.writable != Some(false) || writes.oks >= WRITES_IN_A_ROW {
                     writes.writable = Some(true);
                 }
-                self.endpoint(shard).refused = 0;
+                let endpoint = self.endpoint(shard);
+                endpoint.refused = 0;
+                endpoint.rejected = 0;
+                endpoint.rejected_since = None;
                 self.well(now);
             }
             Err(ProbeFailure::Timeout) if tilt => {}
@@ -217,18 +223,21 @@ impl Evidence {
         }
     }
 
-    /// The replica was called down: writability must be proved anew.
+    /// The replica does not answer: writability must be proved anew when it does.
     pub(super) fn forget_writes(&mut self) {
         self.writes.fill(Writes::default());
     }
 
-    /// Writes that nobody refused and nobody accepted either: the probe may still be waiting for its answer.
+    /// Writes that nobody refused and nobody accepted either: no probe has ended for a whole window, one still waits.
     pub(super) fn age_writes(&mut self, answers: bool, windows: &Windows, now: Moment) {
         if !answers {
             return;
         }
         for writes in &mut self.writes {
-            if writes.writable == Some(true) && writes.ok.is_some_and(|ok| now.since(ok) >= windows.write) {
+            let stuck = writes
+                .ended
+                .is_some_and(|ended| now.since(ended) >= windows.write);
+            if writes.writable == Some(true) && stuck {
                 writes.writable = Some(false);
                 writes.oks = 0;
                 writes.unanswered = true;

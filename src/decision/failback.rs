@@ -12,9 +12,9 @@
 //! failback, pin or unpin, or until an automatic failover.
 //!
 //! The proof: healthy, not damped, in sync with every live replica, both ways with the active on every shard within
-//! tolerance, writable on every shard. Any break starts the grace again, and calls a move under way off; so does an own
-//! stall, in which nobody watched. A relapse soon after a failback, or a failback called off, doubles the next grace
-//! (at most eight times); a stable stay halves it again.
+//! tolerance, writable on every shard. Any break starts the grace again, and calls a move under way off; so do
+//! another active replica, and an own stall, in which nobody watched. A relapse soon after a failback, or a failback
+//! called off, doubles the next grace (at most eight times); a stable stay halves it again.
 //!
 //! A staged return of reads belongs between grace and move: its steps split [`Engine::read_split`] and come before the
 //! fenced move of the writes.
@@ -228,6 +228,8 @@ impl Engine {
 
     /// Keeps the books of returns, relapses and operators' choices when the active changes.
     pub(super) fn failback_after_switch(&mut self, from: Option<ReplicaId>, taking: &Taking, now: Moment) {
+        // In sync with the active is part of the proof, and this is another one.
+        self.failback.proved_since = None;
         if taking.reason == SwitchReason::Failback {
             self.failback.done = Some(now);
             self.failback.suspended = false;

@@ -418,9 +418,10 @@ impl Standing {
         let known = evidence.live().is_some();
         let Judgement { level, finding } = judgement;
         match level {
-            Level::Past(Cause::EchoLost) => {}
-            Level::Past(_) => self.dumb = Some(now),
+            Level::Past(cause) if cause != Cause::EchoLost => self.dumb = Some(now),
+            // An echo that is lost as well does not make it answer.
             _ if before == Health::Down && self.dumb > evidence.answered => return None,
+            Level::Past(_) => {}
             _ => self.dumb = None,
         }
         self.finding = finding;

@@ -8,7 +8,7 @@
 //!      └──────────────────── none for a window ─────────────────────────────▶┘
 //! ```
 //!
-//! When a replica comes back, its links that are down are unknown again.
+//! When a replica hears itself again, its links that are down are unknown again.
 //!
 //! A heartbeat is fresh when its number is new and it was young when heard. A late one (a backlog was replayed) raises
 //! the lag and proves nothing.
@@ -155,7 +155,12 @@ impl Links {
         }
         link.heard = Some(now);
         link.lag = Some(heard.age);
-        if (heard.age > tolerance) == link.lagging {
+        let late = heard.age > tolerance;
+        if link.up != Some(true) && link.fresh_in_a_row == 0 {
+            // The first one after a break: there is nothing to be steady about.
+            link.lagging = late;
+            link.other_side_in_a_row = 0;
+        } else if late == link.lagging {
             link.other_side_in_a_row = 0;
         } else {
             link.other_side_in_a_row += 1;
@@ -183,8 +188,8 @@ impl Links {
         }
     }
 
-    /// `id` answers again after it was down: what its links did meanwhile says nothing of replication, so those that
-    /// are down are unknown again, and have a whole window to show themselves.
+    /// `id` hears itself again: what its links did meanwhile says nothing of replication, so those that are down are
+    /// unknown again, and have a whole window to show themselves.
     pub(super) fn returned(&mut self, id: ReplicaId, now: Moment) {
         for (from, shards) in (0_u8..).map(ReplicaId).zip(&mut self.links) {
             for (to, link) in shards.iter_mut().flat_map(|row| (0_u8..).map(ReplicaId).zip(row)) {
@@ -247,9 +252,13 @@ impl Links {
         if unknown { Pair::Unknown } else { Pair::Good }
     }
 
-    /// Whether no heartbeat at all passes between `a` and `b`, on any shard, either way.
+    /// Whether no heartbeat at all passes between `a` and `b`, on any shard, either way. (One in time is one that
+    /// passes, even where it takes two to call the link up again.)
     pub(super) fn parted(&self, a: ReplicaId, b: ReplicaId) -> bool {
-        let silent = |from, to| self.between(from, to).all(|(_, link)| link.up == Some(false));
+        let silent = |from, to| {
+            self.between(from, to)
+                .all(|(_, link)| link.up == Some(false) && link.fresh_in_a_row == 0)
+        };
         silent(a, b) && silent(b, a)
     }
 }

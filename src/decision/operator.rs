@@ -130,6 +130,7 @@ impl Engine {
         self.move_or_go(active, wish, now)
     }
 
+    /// Why nothing can be moved from or to `to`: it does not answer.
     fn refuse_target(&self, to: ReplicaId) -> Option<String> {
         let standing = &self.replicas[to.index()].standing;
         let known = self.replicas[to.index()].evidence.live().is_some();
@@ -152,7 +153,7 @@ impl Engine {
 
     /// A planned move when both ends answer, otherwise the change at once.
     fn move_or_go(&mut self, active: ReplicaId, wish: Wish, now: Moment) -> Option<Result<String, String>> {
-        let alive = self.replicas[active.index()].standing.answers();
+        let alive = self.refuse_target(active).is_none();
         if alive && self.refuse_target(wish.to).is_none() {
             self.start_move(wish, now);
             return None;

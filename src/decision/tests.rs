@@ -1,9 +1,13 @@
 //! Single rules of the engine, each in the smallest world that shows it. Whole worlds are the simulator's.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::*;
 use crate::replica::{ReplicaId, ShardId};
+
+mod world;
+
+use world::World;
 
 const MS: Duration = Duration::from_millis(1);
 /// Evidence of every kind comes this often.
@@ -27,186 +31,6 @@ fn policy() -> Policy {
         grace: MS * 3000,
         lag_tolerance: MS * 200,
         tilt_after: MS * 500,
-    }
-}
-
-/// Some replicas by name `a`, `b`, …, what each of them does, and time.
-struct World {
-    engine: Engine,
-    now: Instant,
-    seq: u64,
-    pings: Vec<bool>,
-    writes: Vec<Option<bool>>,
-    /// Heartbeats of the first are not heard on the second.
-    cut: Vec<(ReplicaId, ReplicaId)>,
-    outputs: Vec<Output>,
-}
-
-impl World {
-    #[expect(clippy::disallowed_methods, reason = "any moment will do to begin with")]
-    fn new(count: u8) -> World {
-        let members = (0..count).map(|i| Member {
-            id: ReplicaId(i),
-            name: char::from(b'a' + i).to_string().into(),
-            weight: 100 - u32::from(i),
-            shards: 1,
-        });
-        let now = Instant::now();
-        let mut world = World {
-            engine: Engine::new(policy(), members.collect(), None, now),
-            now,
-            seq: 0,
-            pings: vec![true; usize::from(count)],
-            writes: vec![Some(true); usize::from(count)],
-            cut: Vec::new(),
-            outputs: Vec::new(),
-        };
-        for replica in world.ids() {
-            world.tell(Input::Subscribed { replica });
-        }
-        world.pass(MS * 2000);
-        assert_eq!(world.active(), Some(A));
-        world.outputs.clear();
-        world
-    }
-
-    fn ids(&self) -> Vec<ReplicaId> {
-        self.engine.ids().collect()
-    }
-
-    fn active(&self) -> Option<ReplicaId> {
-        self.engine.snapshot(self.now).active
-    }
-
-    fn view(&self, id: ReplicaId) -> ReplicaView {
-        self.engine.snapshot(self.now).replicas[id.index()].clone()
-    }
-
-    fn tell(&mut self, input: Input) {
-        self.engine.observe(input, self.now);
-        self.outputs.extend(std::iter::from_fn(|| self.engine.poll()));
-    }
-
-    fn probe(&mut self, replica: ReplicaId, kind: ProbeKind, outcome: Result<Duration, ProbeFailure>) {
-        let shard = ShardId::ONLY;
-        self.tell(Input::Probe {
-            replica,
-            shard,
-            kind,
-            outcome,
-        });
-    }
-
-    fn beat(&mut self) {
-        self.seq += 1;
-        let (seq, shard) = (self.seq, ShardId::ONLY);
-        for on in self.ids() {
-            if self.pings[on.index()] {
-                self.probe(on, ProbeKind::Ping, Ok(MS));
-            }
-            match self.writes[on.index()] {
-                Some(true) => self.probe(on, ProbeKind::Write, Ok(MS)),
-                Some(false) => {
-                    let refused = ProbeFailure::Rejected("NOREPLICAS".to_owned());
-                    self.probe(on, ProbeKind::Write, Err(refused));
-                }
-                None => continue,
-            }
-            self.tell(Input::HeartbeatSent { on, shard, seq });
-            for to in self.ids() {
-                if self.writes[to.index()].is_some() && !self.cut.contains(&(on, to)) {
-                    let (from, age) = (on, MS);
-                    self.tell(Input::HeartbeatHeard {
-                        from,
-                        to,
-                        shard,
-                        seq,
-                        age,
-                    });
-                }
-            }
-        }
-    }
-
-    /// Lets time go by, with evidence at each beat and the engine's timers in between.
-    fn pass(&mut self, time: Duration) {
-        let until = self.now + time;
-        while self.now < until {
-            self.now += BEAT / 2;
-            self.engine.on_timer(self.now);
-            self.now += BEAT / 2;
-            self.beat();
-        }
-    }
-
-    /// Nothing listens on `id` any more, and everybody notices.
-    fn kill(&mut self, id: ReplicaId) {
-        self.pings[id.index()] = false;
-        self.writes[id.index()] = None;
-        for _ in 0..3 {
-            self.probe(id, ProbeKind::Ping, Err(ProbeFailure::Refused));
-        }
-    }
-
-    fn revive(&mut self, id: ReplicaId) {
-        self.pings[id.index()] = true;
-        self.writes[id.index()] = Some(true);
-    }
-
-    fn ask(&mut self, id: u64, request: Request) {
-        self.tell(Input::Operator { id, request });
-    }
-
-    fn switch(&mut self, id: u64, to: ReplicaId) {
-        let reason = String::new();
-        self.ask(id, Request::Switch { to, reason });
-    }
-
-    fn answer(&self, wanted: u64) -> Option<&Result<String, String>> {
-        self.outputs.iter().find_map(|output| match output {
-            Output::Answer { id, result } if *id == wanted => Some(result),
-            _ => None,
-        })
-    }
-
-    fn remembered(&self) -> Vec<Option<ReplicaId>> {
-        self.outputs
-            .iter()
-            .filter_map(|output| match output {
-                Output::RememberPin(pin) => Some(*pin),
-                _ => None,
-            })
-            .collect()
-    }
-
-    fn switches(&self) -> Vec<(ReplicaId, SwitchReason)> {
-        self.outputs
-            .iter()
-            .filter_map(|output| match output {
-                Output::Event(Event::Switched(switched)) => Some((switched.to, switched.reason)),
-                _ => None,
-            })
-            .collect()
-    }
-
-    fn holding_epoch(&self) -> u64 {
-        let snapshot = self.engine.snapshot(self.now);
-        assert!(snapshot.holding, "a planned move holds");
-        snapshot.epoch
-    }
-
-    /// Until `done`, for at most `patience`; how long it took.
-    fn until(&mut self, patience: Duration, done: impl Fn(&World) -> bool) -> Duration {
-        let began = self.now;
-        while !done(self) {
-            assert!(
-                self.now < began + patience,
-                "not within {patience:?}: {:#?}",
-                self.outputs.iter().rev().take(5).collect::<Vec<_>>()
-            );
-            self.pass(BEAT);
-        }
-        self.now - began
     }
 }
 
@@ -391,4 +215,203 @@ fn a_failback_is_called_off_when_its_proof_breaks_on_the_way() {
         "nobody waits for it any more"
     );
     assert_eq!(world.active(), Some(B));
+}
+
+#[test]
+fn the_grace_starts_again_with_another_active() {
+    let mut world = World::new(3);
+    world.kill(A);
+    world.pass(MS * 500);
+    assert_eq!(world.active(), Some(B));
+    world.revive(A);
+    world.pass(MS * 3000);
+    // Equal weights go by latency, and the preferred replica is the slower one.
+    world.probe(A, ProbeKind::Ping, Ok(MS * 50));
+    world.kill(B);
+    assert_eq!(world.active(), Some(C));
+    let waited = world.until(MS * 10_000, |world| world.engine.snapshot(world.now).holding);
+    assert!(waited >= policy().grace, "{waited:?}");
+}
+
+#[test]
+fn a_planned_move_off_a_replica_that_answers_is_fenced_even_before_it_is_called_healthy() {
+    let mut world = World::bare(2);
+    for on in [A, B] {
+        world.probe(on, ProbeKind::Write, Ok(MS));
+    }
+    world.probe(B, ProbeKind::Ping, Ok(MS));
+    assert_eq!(world.active(), Some(A));
+    assert_eq!(world.view(A).health, Health::Unknown);
+    world.switch(1, B);
+    world.holding_epoch();
+    assert_eq!(world.active(), Some(A), "not before the drain and the fence");
+}
+
+#[test]
+fn an_active_that_loads_is_left_even_when_its_echo_was_lost_before() {
+    let mut world = World::new(2);
+    world.kill(B);
+    // Mute: PING and writes are answered, its own heartbeats do not come back.
+    world.cut.push((A, A));
+    world.pass(MS * 2500);
+    assert_eq!(world.view(A).health, Health::Down);
+    assert_eq!(world.active(), Some(A), "nobody else answers");
+    // Then it hangs, and comes back loading: pub/sub works again, PING and writes do not.
+    world.pings[A.index()] = false;
+    world.writes[A.index()] = None;
+    world.pass(MS * 2500);
+    world.cut.clear();
+    let loading = || Err(ProbeFailure::Rejected("LOADING".to_owned()));
+    world.tell(Input::Passive {
+        replica: A,
+        seen: PassiveEvidence::Alive,
+    });
+    world.probe(A, ProbeKind::Ping, loading());
+    let (shard, seq) = (ShardId::ONLY, world.seq + 1);
+    world.tell(Input::HeartbeatHeard {
+        from: A,
+        to: A,
+        shard,
+        seq,
+        age: MS,
+    });
+    world.probe(B, ProbeKind::Ping, Ok(MS));
+    assert_eq!(world.active(), Some(B), "{:?}", world.view(A));
+}
+
+#[test]
+fn writability_is_proved_anew_after_every_fall() {
+    let mut world = World::new(2);
+    // Down for its echo, and taking writes all the while; then it dies.
+    world.cut.push((B, B));
+    world.pass(MS * 2500);
+    assert_eq!(world.view(B).health, Health::Down);
+    world.kill(B);
+    world.probe(B, ProbeKind::Ping, Ok(MS));
+    assert_eq!(world.view(B).shards[0].writable, None);
+    assert_ne!(world.view(B).fitness, Fitness::InSync);
+}
+
+#[test]
+fn a_stale_replica_is_stale_until_it_has_taken_two_writes() {
+    let mut world = World::new(2);
+    world.writes[B.index()] = Some(false);
+    world.pass(MS * 500);
+    assert_eq!(world.view(B).fitness, Fitness::Stale);
+    world.probe(B, ProbeKind::Write, Ok(MS));
+    assert_eq!(world.view(B).fitness, Fitness::Stale);
+    world.probe(B, ProbeKind::Write, Ok(MS));
+    assert_eq!(world.view(B).fitness, Fitness::InSync);
+}
+
+#[test]
+fn a_replica_that_returns_is_healthy_only_after_some_time_of_good_evidence() {
+    let mut world = World::new(2);
+    world.kill(B);
+    world.pass(MS * 500);
+    world.revive(B);
+    let took = world.until(MS * 5000, |world| world.view(B).health == Health::Healthy);
+    assert!(took >= BEAT * 3, "{took:?}");
+}
+
+#[test]
+fn a_heartbeat_heard_twice_is_heard_once() {
+    let mut world = World::new(2);
+    world.cut.push((A, B));
+    world.pass(MS * 2500);
+    let up = |world: &World| world.view(A).links.iter().all(|link| link.up);
+    assert!(!up(&world));
+    let (shard, age) = (ShardId::ONLY, MS);
+    let heard = |seq| Input::HeartbeatHeard {
+        from: A,
+        to: B,
+        shard,
+        seq,
+        age,
+    };
+    world.seq += 2;
+    world.tell(heard(world.seq - 1));
+    world.tell(heard(world.seq - 1));
+    assert!(!up(&world), "the same one again proves nothing");
+    world.tell(heard(world.seq));
+    assert!(up(&world));
+}
+
+#[test]
+fn a_link_whose_first_heartbeat_is_late_lags() {
+    let mut world = World::new(2);
+    world.cut.push((A, B));
+    world.pass(MS * 2500);
+    world.seq += 2;
+    let (shard, age) = (ShardId::ONLY, policy().lag_tolerance * 2);
+    for seq in [world.seq - 1, world.seq] {
+        let (from, to) = (A, B);
+        world.tell(Input::HeartbeatHeard {
+            from,
+            to,
+            shard,
+            seq,
+            age,
+        });
+    }
+    assert_eq!(
+        world.view(B).fitness,
+        Fitness::Lagging,
+        "{}",
+        world.view(B).reason
+    );
+}
+
+#[test]
+fn a_replica_whose_echo_returns_is_not_isolated_by_what_its_links_did_meanwhile() {
+    let mut world = World::new(3);
+    // Its PUBLISH and its subscription are stuck, PING and writes are not.
+    for other in [A, B, C] {
+        world.cut.extend([(A, other), (other, A)]);
+    }
+    world.pass(MS * 1500);
+    let (shard, seq, age) = (ShardId::ONLY, world.seq + 1, MS);
+    world.seq += 1;
+    world.tell(Input::HeartbeatHeard {
+        from: A,
+        to: A,
+        shard,
+        seq,
+        age,
+    });
+    assert_ne!(world.view(A).fitness, Fitness::Isolated);
+    world.cut.retain(|&(from, to)| from != to);
+    world.pass(MS * 1500);
+    assert_eq!(world.view(A).fitness, Fitness::Isolated, "a whole window later");
+}
+
+#[test]
+fn a_timeout_in_tilt_is_held_against_nobody() {
+    let mut world = World::new(2);
+    world.now += MS * 3000;
+    for id in [A, B] {
+        for _ in 0..3 {
+            world.probe(id, ProbeKind::Ping, Err(ProbeFailure::Timeout));
+            world.probe(id, ProbeKind::Write, Err(ProbeFailure::Timeout));
+        }
+    }
+    assert!(world.engine.snapshot(world.now).tilt);
+    for id in [A, B] {
+        assert_eq!(world.view(id).health, Health::Healthy);
+        assert_eq!(world.view(id).shards[0].writable, Some(true));
+    }
+}
+
+#[test]
+fn a_failback_under_way_is_called_off_by_an_own_stall() {
+    let mut world = World::new(2);
+    world.kill(A);
+    world.pass(MS * 500);
+    world.revive(A);
+    world.until(MS * 10_000, |world| world.engine.snapshot(world.now).holding);
+    world.now += MS * 700;
+    world.engine.on_timer(world.now);
+    let snapshot = world.engine.snapshot(world.now);
+    assert!(snapshot.tilt && !snapshot.holding);
+    assert_eq!(snapshot.active, Some(B));
 }

@@ -39,9 +39,9 @@ pub(super) struct Windows {
     pub(super) link: Duration,
     /// Own heartbeats sent and unheard for this long: suspect.
     pub(super) echo_suspect: Duration,
-    /// No write accepted for this long, while PING is answered: not writable. Longer than `silence`, so that a hung
-    /// replica is called silent, not unwritable; and by two probes, so that a single one that is lost is no verdict: it
-    /// is given up after the heartbeat time-out at the latest, and then the next one must have its chance.
+    /// No write probe has ended for this long, while PING is answered: not writable. Longer than `silence`, so that a
+    /// hung replica is called silent, not unwritable; and by two probes, since a single one that is lost is no verdict:
+    /// it is given up after the heartbeat time-out at the latest.
     pub(super) write: Duration,
     /// Continuous positive evidence of every kind that turns `recovering` into `healthy`.
     pub(super) recover: Duration,

@@ -244,7 +244,7 @@ impl Sim {
     }
 
     /// The sidecar stands still; sometimes too short to matter.
-    fn stall(&mut self) {
+    pub(super) fn stall(&mut self) {
         let limit = self.setup.policy.tilt_after;
         let window = self.setup.policy.heartbeat_timeout;
         let (low, high) = self.rng.pick(&[

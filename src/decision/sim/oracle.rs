@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::setup::Setup;
 use super::world::{At, State, World};
 use crate::decision::event::{
-    Event, Health, Input, Output, ProbeKind, Request, RouteOrder, SwitchReason, Switched,
+    Event, Health, Input, Output, ProbeFailure, ProbeKind, Request, RouteOrder, SwitchReason, Switched,
 };
 use crate::replica::{ReplicaId, ShardId};
 
@@ -61,6 +61,8 @@ struct Told {
     ping_failed: bool,
     /// A PING or a write was answered.
     answered: Option<At>,
+    /// Writes refused, with none accepted since.
+    refusals: u32,
     resubscribed: At,
     /// When the engine called it down, having known it; and when that last ended.
     downs: Vec<At>,
@@ -226,9 +228,19 @@ impl Oracle {
             Some(Input::Probe {
                 replica,
                 kind: ProbeKind::Write,
-                outcome: Ok(_),
+                outcome,
                 ..
-            }) => self.told[replica.index()].answered = Some(at),
+            }) => {
+                let told = &mut self.told[replica.index()];
+                match outcome {
+                    Ok(_) => {
+                        told.answered = Some(at);
+                        told.refusals = 0;
+                    }
+                    Err(ProbeFailure::Rejected(_)) => told.refusals += 1,
+                    Err(_) => {}
+                }
+            }
             Some(Input::HeartbeatHeard { from, to, age, .. }) if from == to => {
                 self.active_heard |= active == Some(*from) && *age <= since_wake;
             }
@@ -361,17 +373,17 @@ impl Oracle {
         if self.pending.remove(&id).is_none() || !self.answered.insert(id) {
             return Err(format!("answer: {id} answered again or never asked: {result:?}"));
         }
-        let moves = self.asking.as_ref().is_some_and(|(asking, request)| {
-            *asking == id
-                && matches!(
-                    request,
-                    Request::Switch { .. } | Request::Pin { .. } | Request::Failback
-                )
+        let asking = self.asking.clone().filter(|(asking, _)| *asking == id);
+        let moves = asking.as_ref().is_some_and(|(_, request)| {
+            matches!(
+                request,
+                Request::Switch { .. } | Request::Pin { .. } | Request::Failback
+            )
         });
         if moves && self.moving.is_some() && result.is_ok() {
             return Err(format!("answer: {id} granted while another move was under way"));
         }
-        match (&self.asking, result) {
+        match (&asking, result) {
             (Some((_, Request::Unpin)), Ok(_)) => self.suspended = false,
             (Some((_, Request::Hold)), Ok(_)) => self.held = true,
             (Some((_, Request::Resume)), Ok(_)) => self.held = false,
@@ -454,6 +466,9 @@ impl Oracle {
         }
         let moving = self.moving.take();
         let at_once = self.asked_to_move() && moving.is_none();
+        let wished = moving
+            .as_ref()
+            .is_some_and(|moving| moving.asked && moving.to == switched.to);
         let asked = at_once || moving.as_ref().is_some_and(|moving| moving.asked);
         let reason = switched.reason;
         let automatic = match reason {
@@ -491,7 +506,7 @@ impl Oracle {
             self.at_once(world, switched)?;
         }
         if automatic {
-            self.target(setup, world, switched)?;
+            self.target(setup, world, switched, wished)?;
             self.no_false_alarm(setup, world, switched)?;
             self.dwelt(setup, reason)?;
             self.damped(setup, switched)?;

@@ -62,7 +62,7 @@ impl Setup {
             heartbeat_timeout: timeout,
             probe_interval: probe,
             connect_failures: rng.pick(&[2, 3]),
-            dwell: rng.pick(&[ms(2000), ms(4000)]),
+            dwell: rng.pick(&[ms(1000), ms(2000), ms(4000)]),
             fence: rng.pick(&[ms(1000), ms(1000), ms(500), ms(0)]),
             on_fence_timeout: rng.pick(&[
                 OnFenceTimeout::Abort,
@@ -75,7 +75,7 @@ impl Setup {
                 FailbackMode::Immediate,
                 FailbackMode::Manual,
             ]),
-            grace: rng.pick(&[ms(1500), ms(3000)]),
+            grace: rng.pick(&[ms(1500), ms(3000), ms(5000)]),
             lag_tolerance: ms(500),
             tilt_after: timeout / 2,
         };

@@ -127,7 +127,9 @@ impl Sim {
             State::Stale if write => Some(End::Rejected),
             _ => Some(End::Answered),
         };
-        let lost = state != State::Dead && self.rng.chance(2);
+        // One at a time: two in a row are a fault of their own.
+        let quiet = self.at.saturating_sub(self.world.noise[at.node.index()]) > self.setup.probe_timeout * 4;
+        let lost = state != State::Dead && quiet && self.rng.chance(4);
         if lost {
             self.world.noise[at.node.index()] = self.at + self.setup.probe_timeout;
         }
@@ -231,7 +233,9 @@ impl Sim {
         );
         let sent = self.at;
         for to in self.setup.ids() {
-            if !self.rng.chance(3) {
+            let lost = &mut self.world.lost[node.index()][to.index()];
+            *lost = !*lost && self.rng.chance(3);
+            if !*lost {
                 self.carry(node, to, shard, Message::Beat { seq, sent }, rtt / 2);
             }
         }
@@ -364,6 +368,9 @@ impl Sim {
     /// The data plane's answer to a holding route.
     pub(super) fn drain(&mut self, epoch: u64) {
         let Some(active) = self.active else { return };
+        if self.rng.chance(60) {
+            self.stall();
+        }
         if self.rng.chance(200) {
             // Left over from an earlier route.
             let old = epoch - 1;

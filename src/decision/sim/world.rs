@@ -150,6 +150,8 @@ pub(super) struct World {
     pub(super) subscribed: Vec<bool>,
     /// Something small went wrong on a well replica (a lost probe, a broken link): no time to be strict.
     pub(super) noise: Vec<At>,
+    /// `[from][to]`: the newest heartbeat got lost, for no reason that lasts.
+    pub(super) lost: Vec<Vec<bool>>,
     /// `[from][to][shard]`, `from != to`.
     pub(super) ways: Vec<Vec<Vec<History<Way>>>>,
     pub(super) backlog: Vec<Vec<Vec<Vec<Message>>>>,
@@ -172,6 +174,7 @@ impl World {
             generation: vec![0; n],
             subscribed: vec![true; n],
             noise: vec![At::ZERO; n],
+            lost: vec![vec![false; n]; n],
             ways,
             backlog,
         }
@@ -197,6 +200,18 @@ impl World {
         ways.map(|way| way.held(at, |way| matches!(way, Way::Open(_))))
             .min()
             .flatten()
+    }
+
+    /// For how long some direction of some shard between the two has been cut or late, at least.
+    pub(super) fn pair_bad(&self, at: At, a: ReplicaId, b: ReplicaId) -> Duration {
+        let ways = [(a, b), (b, a)]
+            .into_iter()
+            .flat_map(|(x, y)| &self.ways[x.index()][y.index()]);
+        let bad = ways.map(|way| {
+            way.held(at, |way| !matches!(way, Way::Open(_)))
+                .unwrap_or_default()
+        });
+        bad.max().unwrap_or_default()
     }
 
     /// For how long nothing fresh has passed between the two, either way, on any shard; zero when something does.

@@ -23,14 +23,16 @@ impl Oracle {
         if to != setup.preferred {
             return Err(format!("P8 failback: to {to}, which is not preferred"));
         }
-        if self.at < self.active_since + grace {
+        // The clock may step back by two.
+        let at = self.at + MS * 3;
+        if at < self.active_since + grace {
             return fail("another replica became active only", self.active_since);
         }
-        if let Some(woke) = self.woke.filter(|woke| self.at < *woke + grace) {
+        if let Some(woke) = self.woke.filter(|woke| at < *woke + grace) {
             return fail("nobody watched", woke);
         }
         let longer = grace * 2_u32.pow(self.relapses.min(3));
-        if self.at < self.active_since + longer {
+        if at < self.active_since + longer {
             return Err(format!(
                 "P7 relapse: {} returns did not last, and the next began after {:?}",
                 self.relapses,
@@ -70,9 +72,31 @@ impl Oracle {
                 return wrong(&format!("{to} was {what:?}"), end);
             }
         }
-        let Some(active) = self.active().filter(|&active| world.state(active).fit()) else {
+        let long = self.bounds.settle;
+        let well = |id: ReplicaId| {
+            let heard = self.at.saturating_sub(self.told[id.index()].resubscribed);
+            let calm = self.at.saturating_sub(self.relayouted);
+            world
+                .well(self.at, id)
+                .unwrap_or_default()
+                .min(self.awake())
+                .min(heard)
+                .min(calm)
+                >= long
+        };
+        let Some(active) = self.active().filter(|&active| well(active)) else {
             return Ok(());
         };
+        // A third one that is well and replicates with the active has nothing to do with it when it misses this one.
+        for other in setup
+            .ids()
+            .filter(|&other| other != to && other != active && well(other))
+        {
+            let blameless = world.pair_open(self.at, active, other).unwrap_or_default() >= long;
+            if blameless && well(to) && world.pair_bad(self.at, to, other) >= self.bounds.link {
+                return wrong(&format!("{to} and {other} replicate badly"), self.at);
+            }
+        }
         for (from, to) in [(active, to), (to, active)] {
             let heard = self.told[to.index()].resubscribed;
             for way in &world.ways[from.index()][to.index()] {
@@ -105,7 +129,7 @@ impl Oracle {
                 moving.to, switched.to
             ));
         }
-        let excused = proceed && waited >= drain;
+        let excused = proceed && waited + MS * 3 >= drain;
         if !moving.drained && !excused {
             return Err("P9 fence: not drained".to_owned());
         }
@@ -116,7 +140,7 @@ impl Oracle {
             return Err("P9 fence: none was published".to_owned());
         };
         let heard = moving.heard.len() == moving.shards;
-        let excused = proceed && self.at.saturating_sub(since) >= policy.fence;
+        let excused = proceed && self.at.saturating_sub(since) + MS * 3 >= policy.fence;
         if !heard && !excused {
             return Err(format!(
                 "P9 fence: heard for {} of {} shards",
@@ -141,8 +165,9 @@ impl Oracle {
         Err("P9 fence: an operator's move between well replicas was not planned".to_owned())
     }
 
-    /// P5, P6: the target answers freshly, and is not one that is bad while a well one is there.
-    pub(super) fn target(&self, setup: &Setup, world: &World, switched: &Switched) -> Verdict {
+    /// P5, P6: the target answers freshly, and is not one that is bad while a well one is there. `wished`: an operator's
+    /// move there was under way.
+    pub(super) fn target(&self, setup: &Setup, world: &World, switched: &Switched, wished: bool) -> Verdict {
         let to = switched.to;
         let told = &self.told[to.index()];
         let fresh = told
@@ -165,10 +190,15 @@ impl Oracle {
                 "P6 target: {to} does not answer, and a well one was there"
             ));
         }
-        if better && self.watched(world, to, |state| !state.writes()) >= self.bounds.write {
+        let refusing = self.watched(world, to, |state| !state.writes());
+        let told = told.refusals >= 4 && refusing > Duration::ZERO;
+        if better && (told || refusing >= self.bounds.write) {
             return Err(format!(
                 "P6 target: {to} refuses writes, and a well one was there"
             ));
+        }
+        if wished {
+            return Ok(());
         }
         self.best_of_the_well(setup, world, switched)
     }
@@ -197,7 +227,11 @@ impl Oracle {
             if replicates && alone && others().all(|other| other == to || open(rival, other)) {
                 return Err(format!("P6 target: {to} replicates with no one, {rival} does"));
             }
-            let both = whole && setup.ids().all(|other| other == to || open(to, other)) && known(to);
+            let steady =
+                |id: ReplicaId| known(id) || self.watched(world, id, |state| !state.answers()) >= long;
+            let all = || setup.ids().filter(|&id| Some(id) != switched.from);
+            let both =
+                whole && known(to) && all().all(|other| other == to || open(to, other) && steady(other));
             let weight = |id: ReplicaId| setup.members[id.index()].weight;
             if both && weight(rival) > weight(to) && switched.reason != SwitchReason::Failback {
                 return Err(format!("P6 preference: {to} was chosen, {rival} weighs more"));
@@ -226,12 +260,16 @@ impl Oracle {
             self.at.saturating_sub(if slept { long } else { short }),
         );
         let state = &world.nodes[from.index()];
+        let noisy = self.at.saturating_sub(world.noise[from.index()]) < self.bounds.write;
+        let deaf = state.any_since(short, |state| !state.answers())
+            // A PING was lost while no write ends either.
+            || noisy && state.any_since(short, |state| !state.writes());
         let wrong = match switched.reason {
             SwitchReason::Refused => {
                 state.any_since(long, |state| state == State::Dead)
                     && state.any_since(short, |state| !state.answers())
             }
-            SwitchReason::Silent => state.any_since(short, |state| !state.answers()),
+            SwitchReason::Silent => deaf,
             SwitchReason::Failing => {
                 state.any_since(long, |state| state == State::Loading)
                     && state.any_since(short, |state| !state.answers())
@@ -241,10 +279,10 @@ impl Oracle {
             SwitchReason::Isolated => setup.ids().filter(|&other| other != from).all(|other| {
                 world
                     .pair_open(self.at, from, other)
-                    .is_none_or(|open| open < self.bounds.link)
+                    .is_none_or(|open| open.min(self.awake()) < self.bounds.link)
                     || world.nodes[other.index()].any_since(long, |state| state != State::Up)
             }),
-            _ => state.any_since(short, |state| !state.answers()),
+            _ => deaf,
         };
         if wrong {
             return Ok(());
@@ -312,7 +350,7 @@ impl Oracle {
             after = down;
         }
         let stood = self.at.saturating_sub(told.returned);
-        if choice && falls >= 2 && stood < dwell * 2_u32.pow((falls - 2).min(3)) {
+        if choice && falls >= 2 && stood + MS * 3 < dwell * 2_u32.pow((falls - 2).min(3)) {
             return Err(format!(
                 "P7 flapping: {} fell {falls} times and was chosen {stood:?} after its return",
                 switched.to
@@ -412,7 +450,8 @@ impl Oracle {
                         link.to, link.shard
                     ));
                 }
-                let open = way.held(self.at, passes).unwrap_or_default();
+                let steady = way.held(self.at, |held| held == way.now());
+                let open = steady.filter(|_| passes(way.now())).unwrap_or_default();
                 let ends = [id, link.to].map(|end| world.well(self.at, end).unwrap_or_default());
                 let open = open.min(self.awake()).min(calm).min(ends[0]).min(ends[1]);
                 if open >= self.bounds.settle && !link.up {
