@@ -55,6 +55,9 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// A thread of the data plane has ended: a defect, of which the log has more.
+    #[error("a worker thread of the data plane has ended")]
+    Worker,
     /// Two metrics of one name: a defect.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -188,7 +191,11 @@ async fn serve(config: Config) -> Result<(), Error> {
     }
     tracing::info!(address = %admin_address, "listening for operators");
 
-    either(&mut terminate, &mut interrupt).await;
+    tokio::select! {
+        () = either(&mut terminate, &mut interrupt) => {}
+        // Whoever supervises the process starts it anew; going on would leave its applications hanging.
+        () = proxy.lost_a_worker() => return Err(Error::Worker),
+    }
     tracing::info!("ending: sessions finish what they have sent; a second signal ends them at once");
     readiness.draining();
     drain(&proxy, &mut terminate, &mut interrupt).await;
