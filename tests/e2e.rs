@@ -25,5 +25,7 @@ mod sessions;
 mod state;
 #[path = "e2e/support.rs"]
 mod support;
+#[path = "e2e/switches.rs"]
+mod switches;
 #[path = "e2e/transparent.rs"]
 mod transparent;
