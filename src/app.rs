@@ -59,6 +59,9 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// A thread of the data plane has ended: a defect, of which the log has more.
+    #[error("a worker thread of the data plane has ended")]
+    Worker,
     /// Two metrics of one name: a defect.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -211,7 +214,11 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
     };
     let reloading = tokio::spawn(reloading.run(text, hangup, stopped));
 
-    either(&mut terminate, &mut interrupt).await;
+    tokio::select! {
+        () = either(&mut terminate, &mut interrupt) => {}
+        // Whoever supervises the process starts it anew; going on would leave its applications hanging.
+        () = proxy.lost_a_worker() => return Err(Error::Worker),
+    }
     tracing::info!("ending: sessions finish what they have sent; a second signal ends them at once");
     readiness.draining();
     drain(&proxy, &mut terminate, &mut interrupt).await;

@@ -97,6 +97,7 @@ pub struct Proxy {
     /// Bound TCP addresses, with the real ports.
     pub addresses: Vec<SocketAddr>,
     stop: watch::Sender<Stop>,
+    lost: watch::Receiver<bool>,
     threads: Vec<JoinHandle<()>>,
     sockets: Vec<PathBuf>,
 }
@@ -139,13 +140,16 @@ pub fn start(
         }
     }
     let (stop, stopped) = watch::channel(Stop::No);
+    let (losing, lost) = watch::channel(false);
     let mut threads = Vec::new();
     for (index, sockets) in bound.into_iter().enumerate() {
         let (settings, route, feedback) = (Arc::clone(&settings), route.clone(), feedback.clone());
         let (metrics, stopped) = (metrics.worker(index), stopped.clone());
+        let guard = Guard(losing.clone());
         let thread = std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || {
+                let _guard = guard;
                 let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
                     Ok(runtime) => runtime,
                     Err(error) => return tracing::error!(%error, "a worker has no runtime"),
@@ -160,9 +164,19 @@ pub fn start(
     Ok(Proxy {
         addresses,
         stop,
+        lost,
         threads,
         sockets,
     })
+}
+
+/// Says so when its worker ends, by whatever way.
+struct Guard(watch::Sender<bool>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.send_replace(true);
+    }
 }
 
 /// A bound socket on its way to its worker.
@@ -242,6 +256,13 @@ impl Proxy {
     /// Tells every worker to end.
     pub fn stop(&self, how: Stop) {
         self.stop.send_replace(how);
+    }
+
+    /// Returns when a worker has ended. Before [`Proxy::stop`] that is a defect: its applications hang.
+    pub async fn lost_a_worker(&self) {
+        let mut lost = self.lost.clone();
+        // An error is the end of them all.
+        let _ = lost.wait_for(|lost| *lost).await;
     }
 
     /// Bound unix sockets.

@@ -31,6 +31,8 @@ mod sessions;
 mod state;
 #[path = "e2e/support.rs"]
 mod support;
+#[path = "e2e/switches.rs"]
+mod switches;
 #[path = "e2e/tls.rs"]
 mod tls;
 #[path = "e2e/transparent.rs"]
