@@ -276,6 +276,23 @@ mod tests {
     }
 
     #[test]
+    fn what_the_replica_refuses_for_its_words_begins_and_ends_nothing() {
+        assert_eq!(classified(&["MULTI"]).tx, Tx::Multi);
+        assert_eq!(classified(&["RESET"]).tx, Tx::Reset);
+        for words in [
+            &["MULTI", "x"][..],
+            &["EXEC", "x"],
+            &["DISCARD", "x"],
+            &["UNWATCH", "x"],
+            &["RESET", "x"],
+            &["WATCH"],
+        ] {
+            let c = classified(words);
+            assert!(c.tx == Tx::None && c.change.is_none() && c.own, "{words:?}");
+        }
+    }
+
+    #[test]
     fn state_is_read_from_the_words() {
         let change = |words: &[&str]| format!("{:?}", classified(words).change.unwrap());
         assert!(change(&["HELLO", "3", "AUTH", "u", "p", "SETNAME", "n"]).contains("resp3: Some(true)"));

@@ -406,3 +406,68 @@ impl Step {
 fn encode(words: &[&[u8]]) -> Bytes {
     resp::encode_command(words).into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(intent: &Intent) -> Vec<String> {
+        let text = |step: &Step| {
+            resp::args(&step.frame)
+                .map(String::from_utf8_lossy)
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        intent.handshake(None).iter().map(text).collect()
+    }
+
+    fn track(intent: &mut Intent, words: &[&[u8]]) {
+        let mut all: Vec<&[u8]> = vec![b"CLIENT", b"TRACKING", b"ON"];
+        all.extend(words);
+        intent.apply(Change::Tracking(Some(encode(&all))));
+    }
+
+    #[test]
+    fn tracking_adds_up_and_ends_at_once() {
+        let mut intent = Intent::default();
+        intent.identity.resp3 = true;
+        for prefix in [&b"a"[..], b"b", b"a"] {
+            track(&mut intent, &[b"BCAST", b"PREFIX", prefix]);
+        }
+        let on = |prefix| format!("CLIENT TRACKING ON BCAST PREFIX {prefix}");
+        assert_eq!(said(&intent), ["HELLO 3", "PING", &on("a"), &on("b")]);
+        assert!(intent.listens() && !intent.is_redirected());
+        intent.apply(Change::Tracking(None));
+        assert!(!intent.listens());
+    }
+
+    /// A replica's client id means another connection on the next replica, or none.
+    #[test]
+    fn a_redirect_is_never_said_again() {
+        let mut tracks = Intent::default();
+        track(&mut tracks, &[b"redirect", b"7"]);
+        assert!(tracks.is_redirected());
+        assert_eq!(said(&tracks), ["PING"]);
+        let mut hears = Intent::default();
+        hears.subscription(Subscription::Channel, CHANNEL, true);
+        assert!(hears.is_redirected());
+        assert!(!hears.invalidation().is_empty());
+    }
+
+    #[test]
+    fn sharded_channels_are_said_one_by_one() {
+        let mut intent = Intent::default();
+        for (kind, channel) in [
+            (Subscription::Shard, &b"s1"[..]),
+            (Subscription::Shard, b"s2"),
+            (Subscription::Channel, b"c1"),
+            (Subscription::Channel, b"c2"),
+        ] {
+            intent.subscription(kind, channel, true);
+        }
+        assert_eq!(
+            said(&intent),
+            ["PING", "SUBSCRIBE c1 c2", "SSUBSCRIBE s1", "SSUBSCRIBE s2"]
+        );
+    }
+}

@@ -144,3 +144,21 @@ fn blocked_commands_end_in_unblocked_and_silent_ones_owe_nothing() {
     );
     assert_eq!(verdicts, [Answer(Unblocked), Drop, Resend]);
 }
+
+#[test]
+fn reset_ends_everything_and_is_said_again() {
+    for state in [
+        TxState::Clear,
+        TxState::Watching,
+        TxState::Open,
+        TxState::WatchLost,
+        TxState::Broken(Broken::Abort),
+    ] {
+        let mut after = state;
+        assert_eq!(after.step(Tx::Reset), None, "{state:?}: it goes to the replica");
+        assert_eq!(after, TxState::Clear);
+    }
+    let (verdicts, state) = recover(TxState::Open, &[write(), tx(Tx::Reset), read()], &[write()]);
+    assert_eq!(verdicts, [Answer(Queued), Resend, Resend, Resend]);
+    assert_eq!(state, TxState::Clear);
+}

@@ -454,3 +454,17 @@ fn unconfirmed(frame: Bytes, left: usize) -> Bytes {
     rest.extend(&words[words.len() - left..]);
     resp::encode_command(&rest).into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn confirmed_channels_are_not_asked_for_again() {
+        let frame = Bytes::from(resp::encode_command(&[b"SUBSCRIBE", b"a", b"b", b"c"]));
+        assert_eq!(unconfirmed(frame.clone(), 3), frame);
+        assert_eq!(unconfirmed(frame, 1), resp::encode_command(&[b"SUBSCRIBE", b"c"]));
+        let all = Bytes::from(resp::encode_command(&[b"UNSUBSCRIBE"]));
+        assert_eq!(unconfirmed(all.clone(), 2), all);
+    }
+}
