@@ -419,7 +419,11 @@ impl Engine {
         self.settle_tilt(now);
         self.consider_start(now);
         self.consider_failover(now);
-        self.progress_move(now);
+        if self.moving.is_some() {
+            self.progress_move(now);
+            // One that was called off no longer stands in the way.
+            self.consider_failover(now);
+        }
         self.consider_failback(now);
         self.arm(now);
         if cfg!(debug_assertions) {

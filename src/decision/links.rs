@@ -222,6 +222,7 @@ impl Links {
                             link.up = Some(true);
                         }
                         None if link.fresh_in_a_row > 0 => link.up = Some(true),
+                        Some(false) if !in_time => link.fresh_in_a_row = 0,
                         None | Some(true) if !in_time => {
                             link.up = Some(false);
                             link.fresh_in_a_row = 0;

@@ -64,7 +64,7 @@ impl Engine {
         }
         if let Some(refusal) = self
             .refuse_target(to)
-            .or_else(|| self.refuse_unwritable(active, to, now))
+            .or_else(|| self.refuse_bounce(active, to, now))
         {
             return Some(Err(refusal));
         }
@@ -138,17 +138,26 @@ impl Engine {
             .then(|| format!("{} is {}: {}", self.name(to), standing.health, standing.finding))
     }
 
-    /// A switch to a replica that refuses writes would be undone at once; a pin would not.
-    fn refuse_unwritable(&self, active: ReplicaId, to: ReplicaId, now: Moment) -> Option<String> {
-        let unwritable = |id: ReplicaId| self.replicas[id.index()].evidence.writable() == Some(false);
-        let answers = self.replicas[active.index()].standing.answers();
-        (answers && unwritable(to) && !unwritable(active)).then(|| {
-            let words = self.fitness_words(to, now);
-            format!(
-                "{} is stale: {words}; pin it to go there all the same",
-                self.name(to)
-            )
-        })
+    /// A switch to a replica that refuses writes, or has lost its own echo, would be undone at once; a pin would not.
+    fn refuse_bounce(&self, active: ReplicaId, to: ReplicaId, now: Moment) -> Option<String> {
+        if self.refuse_target(active).is_some() || self.troubled(active) || !self.troubled(to) {
+            return None;
+        }
+        let standing = &self.replicas[to.index()].standing;
+        let words = match standing.cause {
+            Some(_) => format!("down: {}", standing.finding),
+            None => format!("stale: {}", self.fitness_words(to, now)),
+        };
+        Some(format!(
+            "{} is {words}; pin it to go there all the same",
+            self.name(to)
+        ))
+    }
+
+    /// Whether it answers, and would be left for a fit one.
+    fn troubled(&self, id: ReplicaId) -> bool {
+        let state = &self.replicas[id.index()];
+        state.standing.cause.is_some() || state.evidence.writable() == Some(false)
     }
 
     /// A planned move when both ends answer, otherwise the change at once.

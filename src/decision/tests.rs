@@ -370,15 +370,18 @@ fn a_replica_whose_echo_returns_is_not_isolated_by_what_its_links_did_meanwhile(
         world.cut.extend([(A, other), (other, A)]);
     }
     world.pass(MS * 1500);
-    let (shard, seq, age) = (ShardId::ONLY, world.seq + 1, MS);
-    world.seq += 1;
-    world.tell(Input::HeartbeatHeard {
-        from: A,
-        to: A,
-        shard,
-        seq,
-        age,
-    });
+    let (shard, age) = (ShardId::ONLY, MS);
+    world.seq += 2;
+    for seq in [world.seq - 1, world.seq] {
+        world.tell(Input::HeartbeatHeard {
+            from: A,
+            to: A,
+            shard,
+            seq,
+            age,
+        });
+    }
+    assert!(world.view(A).shards[0].echo);
     assert_ne!(world.view(A).fitness, Fitness::Isolated);
     world.cut.retain(|&(from, to)| from != to);
     world.pass(MS * 1500);
@@ -414,4 +417,73 @@ fn a_failback_under_way_is_called_off_by_an_own_stall() {
     let snapshot = world.engine.snapshot(world.now);
     assert!(snapshot.tilt && !snapshot.holding);
     assert_eq!(snapshot.active, Some(B));
+}
+
+#[test]
+fn an_operator_is_not_sent_to_a_replica_that_has_lost_its_echo() {
+    let mut world = World::new(2);
+    world.cut.push((B, B));
+    world.pass(MS * 2500);
+    world.switch(1, B);
+    let refusal = world.answer(1).cloned().expect("at once").unwrap_err();
+    assert!(refusal.contains("down") && refusal.contains("pin"), "{refusal}");
+    world.cut.push((A, A));
+    world.pass(MS * 2500);
+    world.switch(2, B);
+    world.holding_epoch();
+}
+
+#[test]
+fn a_move_is_called_off_when_its_target_dies() {
+    let mut world = World::new(2);
+    world.switch(1, B);
+    world.holding_epoch();
+    world.kill(B);
+    assert!(!world.engine.snapshot(world.now).holding);
+    assert!(world.answer(1).is_some_and(Result::is_err));
+    assert_eq!(world.active(), Some(A));
+}
+
+#[test]
+fn one_heartbeat_in_time_ends_isolation() {
+    let mut world = World::new(3);
+    for other in [B, C] {
+        world.cut.extend([(A, other), (other, A)]);
+    }
+    world.pass(MS * 2500);
+    assert_eq!(world.view(A).fitness, Fitness::Isolated);
+    world.seq += 1;
+    let (from, to, shard, seq, age) = (B, A, ShardId::ONLY, world.seq, MS);
+    world.tell(Input::HeartbeatHeard {
+        from,
+        to,
+        shard,
+        seq,
+        age,
+    });
+    assert_eq!(
+        world.view(A).fitness,
+        Fitness::Lagging,
+        "{}",
+        world.view(A).reason
+    );
+}
+
+#[test]
+fn a_pin_that_is_called_off_leaves_no_dead_active_behind() {
+    let mut world = World::new(3);
+    world.ask(1, Request::Pin { replica: C });
+    world.kill(A);
+    assert_eq!(world.active(), Some(C), "the operator's word, at once");
+    let mut world = World::new(3);
+    world.pings[C.index()] = false;
+    world.writes[C.index()] = None;
+    world.pass(MS * 600);
+    world.ask(2, Request::Pin { replica: C });
+    world.kill(A);
+    assert_eq!(world.active(), Some(A), "the pin is not decided yet");
+    world.probe(C, ProbeKind::Ping, Err(ProbeFailure::Refused));
+    world.probe(C, ProbeKind::Ping, Err(ProbeFailure::Refused));
+    world.probe(C, ProbeKind::Ping, Err(ProbeFailure::Refused));
+    assert_eq!(world.active(), Some(B), "in the call that calls it off");
 }

@@ -74,6 +74,8 @@ struct Told {
 struct Moving {
     to: ReplicaId,
     asked: bool,
+    /// For a pin: it ends where the operator said, or not at all.
+    pin: bool,
     began: At,
     epoch: u64,
     drained: bool,
@@ -423,6 +425,7 @@ impl Oracle {
                 self.moving = Some(Moving {
                     to: *to,
                     asked,
+                    pin: asked && matches!(self.asking, Some((_, Request::Pin { .. }))),
                     began: self.at,
                     epoch: self.route.as_ref().map_or(0, |route| route.epoch),
                     drained: false,

@@ -517,6 +517,17 @@ impl Sim {
         for line in &self.tail {
             let _ = writeln!(story, "{line}");
         }
+        for view in self.subject.snapshot(self.base + self.at).replicas {
+            let _ = writeln!(
+                story,
+                "{} is {:?}, and called {}, {}: {}",
+                view.id,
+                self.world.state(view.id),
+                view.health,
+                view.fitness,
+                view.reason
+            );
+        }
         let when = if self.calm { "in the calm" } else { "in the chaos" };
         let _ = write!(story, "({:?}, {when})", self.at);
         self.broken = Some(Box::new(Broken {

@@ -38,7 +38,8 @@ impl Oracle {
             }
             return Ok(());
         };
-        if self.pinned.is_some() || self.excused() {
+        let pinning = self.moving.as_ref().is_some_and(|moving| moving.pin);
+        if self.pinned.is_some() || pinning || self.excused() {
             return Ok(());
         }
         // A last survivor that answered this very moment takes the traffic in the same call: no grace, no dwell.
@@ -48,7 +49,8 @@ impl Oracle {
         let Some(survivor) = survivor else { return Ok(()) };
         let blind = self.watched(world, active, |state| !state.answers());
         let active_for = self.at.saturating_sub(self.active_since);
-        if blind.min(active_for) >= self.bounds.blind {
+        // What was asked while it hung is waited for, though it came back loading meanwhile.
+        if blind.min(active_for) >= self.bounds.blind + setup.probe_timeout * 2 {
             return Err(format!(
                 "L1 last survivor: {active} does not answer for {blind:?}, {survivor} does"
             ));
@@ -74,7 +76,8 @@ impl Oracle {
             .last_automatic
             .is_none_or(|(at, _)| self.at >= at + setup.policy.dwell + MS * 200);
         let quiet = self.at.saturating_sub(world.noise[active.index()]) >= self.bounds.settle;
-        if !bad || !dwelt || !quiet || self.moving.is_some() {
+        let settling = self.at < self.active_since + MS * 200;
+        if !bad || !dwelt || !quiet || settling || self.moving.is_some() {
             return Ok(());
         }
         let calm = self.awake().min(self.at.saturating_sub(self.relayouted));

@@ -395,7 +395,8 @@ impl Oracle {
         let calm = self.at.saturating_sub(self.relayouted);
         for view in &snapshot.replicas {
             let id = view.id;
-            let blind = self.watched(world, id, |state| !state.answers());
+            let now = world.state(id);
+            let blind = self.watched(world, id, |state| state == now && !state.answers());
             if blind >= self.bounds.blind && view.health != Health::Down {
                 return Err(format!(
                     "P5 silence: {id} does not answer for {blind:?} and is {}",
