@@ -9,18 +9,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-#[path = "differential/lane.rs"]
-mod lane;
-#[path = "differential/script.rs"]
-mod script;
 #[path = "support/gate.rs"]
 mod gate;
+#[path = "differential/lane.rs"]
+mod lane;
 #[path = "support/resp_server.rs"]
 mod resp_server;
+#[path = "differential/script.rs"]
+mod script;
 
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use gate::Gate;
 use lane::{Lane, Side, comparable, show};
@@ -30,7 +31,10 @@ use script::{Random, Step, script};
 /// Sessions at once.
 const SESSIONS: usize = 8;
 /// Scripts of an ordinary run.
-const SCRIPTS: usize = 600;
+const SCRIPTS: usize = 2000;
+
+/// How long a failure is looked at.
+const SHRINKING: Duration = Duration::from_secs(60);
 
 /// The users that scripts log in as.
 const USERS: &[&str] = &[
@@ -54,6 +58,11 @@ fn server(program: &Path, further: &[&str]) -> Server {
     Server::start(program, &options)
 }
 
+#[expect(clippy::disallowed_methods, reason = "tests measure")]
+fn now() -> Instant {
+    Instant::now()
+}
+
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{variable} is no number")))
@@ -66,8 +75,8 @@ struct Apart {
 }
 
 /// Says a script on both sides.
-fn run(steps: &[Step], prefix: &str, seed: u64, sides: &[Side; 2]) -> Result<(), Apart> {
-    let mut lanes = [Lane::connect(&sides[0]), Lane::connect(&sides[1])];
+fn run(steps: &[Step], prefix: &str, seed: u64, sides: &[Side; 2], patience: Duration) -> Result<(), Apart> {
+    let mut lanes = sides.each_ref().map(|side| Lane::connect(side, patience));
     let mut random = Random(seed);
     for (segment, steps) in steps.split_inclusive(|s| *s == Step::Wait).enumerate() {
         let mut bytes: Vec<u8> = steps.iter().flat_map(|s| s.bytes(prefix)).collect();
@@ -99,7 +108,10 @@ fn run(steps: &[Step], prefix: &str, seed: u64, sides: &[Side; 2]) -> Result<(),
             )));
         }
         if direct.closed != through.closed {
-            return Err(apart(format!("closed: direct {}, through {}", direct.closed, through.closed)));
+            return Err(apart(format!(
+                "closed: direct {}, through {}",
+                direct.closed, through.closed
+            )));
         }
         if direct.closed {
             break;
@@ -114,11 +126,12 @@ fn tail(frames: &[Vec<u8>]) -> Vec<String> {
 
 /// Leaves out what is not needed for a failure.
 fn shrink(mut steps: Vec<Step>, number: usize, seed: u64, sides: &[Side; 2]) -> (Vec<Step>, Apart) {
+    let begun = now();
     let mut tries = 0;
     let mut fails = |steps: &[Step]| {
         tries += 1;
-        (tries < 300)
-            .then(|| run(steps, &format!("shrink{number}x{tries}_"), seed, sides).err())
+        (tries < 300 && begun.elapsed() < SHRINKING)
+            .then(|| run(steps, &format!("shrink{number}x{tries}_"), seed, sides, Duration::from_secs(2)).err())
             .flatten()
             // What makes the server itself silent is another script, not a shorter one.
             .filter(|apart| !apart.said.starts_with("the server itself"))
@@ -167,14 +180,24 @@ fn compare(direct: &Server, gate: &Gate, scripts: usize) {
                     }
                     let (steps, seed) = scripted(seed, number);
                     said.fetch_add(steps.len(), Ordering::Relaxed);
-                    if let Err(apart) = run(&steps, &format!("s{number}_"), seed, &sides) {
+                    if let Err(apart) = run(
+                        &steps,
+                        &format!("s{number}_"),
+                        seed,
+                        &sides,
+                        resp_server::DEADLINE,
+                    ) {
                         failed.lock().unwrap().get_or_insert((number, apart));
                     }
                 }
             });
         }
     });
-    println!("{} steps of {} scripts", said.into_inner(), end - only.unwrap_or(0));
+    println!(
+        "{} steps of {} scripts",
+        said.into_inner(),
+        end - only.unwrap_or(0)
+    );
     let Some((number, first)) = failed.into_inner().unwrap() else {
         return;
     };

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::command::{Expect, ScriptUse, Tx};
+use super::command::{Expect, ReplyMode, ScriptUse, Tx};
 use super::intent::{Change, Login, Password};
 use crate::metrics::Class;
 use crate::resp::command::{CommandInfo, Kind, is_blocking, lookup, lookup_sub};
@@ -29,8 +29,6 @@ pub(crate) struct Classified {
     pub class: Class,
     /// What Pulsegate does itself.
     pub local: Option<LocalCommand>,
-    /// CLIENT REPLY, which decides what the replica says to it and to what follows.
-    pub reply_mode: Option<ReplyMode>,
 }
 
 /// Commands that Pulsegate answers itself.
@@ -42,17 +40,6 @@ pub(crate) enum LocalCommand {
     Refused,
     /// Closed without a word: the first line of an HTTP request.
     Closed,
-}
-
-/// CLIENT REPLY ON, OFF, SKIP.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum ReplyMode {
-    /// Replies again, this one among them.
-    On,
-    /// No replies from here on.
-    Off,
-    /// None for this command and the next.
-    Skip,
 }
 
 /// Classifies a whole multibulk request.
@@ -68,7 +55,6 @@ pub(crate) fn classify(frame: &[u8], request: &Request) -> Classified {
         change: None,
         class: Class::Write,
         local: None,
-        reply_mode: None,
     };
     let Some(mut info) = lookup(name) else {
         if name.eq_ignore_ascii_case(b"POST") || name.eq_ignore_ascii_case(b"Host:") {
@@ -81,6 +67,17 @@ pub(crate) fn classify(frame: &[u8], request: &Request) -> Classified {
     if info.is_container() {
         info = lookup_sub(info, request.first(frame)).unwrap_or(info);
     }
+    if !has_arity(info, request.args) {
+        // The replica refuses it without looking further: one error, and nothing changes. EXEC is the exception: however it
+        // is refused, it ends its transaction.
+        (c.own, c.class) = (info.kind != Kind::Plain, Class::Other);
+        c.tx = if info.kind == Kind::Exec {
+            Tx::Exec
+        } else {
+            Tx::None
+        };
+        return c;
+    }
     c.read = info.class == resp::Class::Read;
     if info.kind != Kind::Plain {
         special(&mut c, info, frame, request);
@@ -88,6 +85,14 @@ pub(crate) fn classify(frame: &[u8], request: &Request) -> Classified {
         c.class = Class::Read;
     }
     c
+}
+
+fn has_arity(info: &CommandInfo, args: u32) -> bool {
+    let args = i64::from(args);
+    match i64::from(info.arity) {
+        exact if exact >= 0 => args == exact,
+        least => args >= -least,
+    }
 }
 
 fn special(c: &mut Classified, info: &CommandInfo, frame: &[u8], request: &Request) {
@@ -141,7 +146,7 @@ fn special(c: &mut Classified, info: &CommandInfo, frame: &[u8], request: &Reque
             // An id is asked for to be used: it must stay true, as far as the link lives.
             c.taints = matches!(info.kind, Kind::ClientId | Kind::ClientFlag) && c.change.is_none();
         }
-        Kind::Reset => c.change = Some(Box::new(Change::Reset)),
+        Kind::Reset => (c.tx, c.change) = (Tx::Reset, Some(Box::new(Change::Reset))),
         Kind::Quit => c.local = Some(LocalCommand::Quit),
         Kind::Sync => c.local = Some(LocalCommand::Refused),
         Kind::Readonly => {
@@ -244,15 +249,12 @@ fn client(c: &mut Classified, frame: &[u8]) {
         b"tracking" => Change::Tracking(on.then(whole)),
         b"no-evict" => Change::Mode("no-evict", on.then(whole)),
         b"no-touch" => Change::Mode("no-touch", on.then(whole)),
-        b"reply" => {
-            c.reply_mode = match word(2).to_ascii_lowercase().as_slice() {
-                b"on" => Some(ReplyMode::On),
-                b"off" => Some(ReplyMode::Off),
-                b"skip" => Some(ReplyMode::Skip),
-                _ => None,
-            };
-            return;
-        }
+        b"reply" => match word(2).to_ascii_lowercase().as_slice() {
+            b"on" => Change::Reply(ReplyMode::On),
+            b"off" => Change::Reply(ReplyMode::Off),
+            b"skip" => Change::Reply(ReplyMode::Skip),
+            _ => return,
+        },
         _ => return,
     };
     c.change = Some(Box::new(change));
@@ -284,6 +286,29 @@ mod tests {
     }
 
     #[test]
+    fn what_the_replica_will_refuse_changes_nothing() {
+        for words in [
+            &["MULTI", "x"][..],
+            &["DISCARD", "x"],
+            &["WATCH"],
+            &["RESET", "x"],
+            &["CLIENT", "REPLY", "OFF", "x"],
+            &["SELECT", "1", "2"],
+        ] {
+            let c = classified(words);
+            assert!(
+                c.change.is_none() && c.tx == Tx::None && c.expect == Expect::Reply,
+                "{words:?}"
+            );
+        }
+        assert_eq!(
+            classified(&["EXEC", "x"]).tx,
+            Tx::Exec,
+            "it ends the transaction all the same"
+        );
+    }
+
+    #[test]
     fn state_is_read_from_the_words() {
         let change = |words: &[&str]| format!("{:?}", classified(words).change.unwrap());
         assert!(change(&["HELLO", "3", "AUTH", "u", "p", "SETNAME", "n"]).contains("resp3: Some(true)"));
@@ -297,10 +322,7 @@ mod tests {
             Expect::Confirmations(2)
         );
         assert_eq!(classified(&["BLPOP", "k", "0"]).expect, Expect::Blocking);
-        assert_eq!(
-            classified(&["client", "reply", "skip"]).reply_mode,
-            Some(ReplyMode::Skip)
-        );
+        assert_eq!(change(&["client", "reply", "skip"]), "Reply(Skip)");
         assert_eq!(classified(&["QUIT"]).local, Some(LocalCommand::Quit));
     }
 }

@@ -47,13 +47,8 @@ impl Command {
 
     /// A command of Pulsegate's own.
     pub(crate) fn own(replies: u32, must: Must) -> Command {
-        let expect = if replies == 0 {
-            Expect::Nothing
-        } else {
-            Expect::Own { replies, must }
-        };
         Command {
-            expect,
+            expect: Expect::Own { replies, must },
             class: Class::Other,
             ..Command::plain(Seq::NONE, false)
         }
@@ -74,8 +69,6 @@ pub(crate) enum Expect {
     Blocking,
     /// So many confirmations of (un)subscribed channels, for the application.
     Confirmations(u32),
-    /// Nothing: the application said CLIENT REPLY OFF or SKIP.
-    Nothing,
     /// So many replies, for nobody: a command of Pulsegate's own.
     Own {
         /// Replies still to come.
@@ -112,6 +105,19 @@ pub(crate) enum Tx {
     Watch,
     /// UNWATCH
     Unwatch,
+    /// RESET, which ends both a transaction and a WATCH
+    Reset,
+}
+
+/// CLIENT REPLY ON, OFF, SKIP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum ReplyMode {
+    /// Replies again, this one among them.
+    On,
+    /// No replies from here on.
+    Off,
+    /// None for this command and the next.
+    Skip,
 }
 
 /// What a command has to do with scripts and functions.

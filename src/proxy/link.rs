@@ -92,14 +92,10 @@ struct Entry {
 }
 
 impl Entry {
-    fn expects_nothing(&self) -> bool {
-        self.special.as_ref().is_some_and(|c| c.expect == Expect::Nothing)
-    }
-
     /// How many of its replies a drain waits for.
     fn waited_for(&self) -> usize {
         match &self.special {
-            Some(c) if matches!(c.expect, Expect::Blocking | Expect::Nothing | Expect::Own { .. }) => 0,
+            Some(c) if matches!(c.expect, Expect::Blocking | Expect::Own { .. }) => 0,
             _ => self.left as usize,
         }
     }
@@ -131,20 +127,6 @@ pub(crate) struct Link {
 struct Inner {
     outbox: Outbox,
     entries: VecDeque<Entry>,
-}
-
-impl Inner {
-    /// What owes no reply is done once it is written and everything before it is answered.
-    fn drop_silent(&mut self) {
-        while let Some(front) = self.entries.front()
-            && front.expects_nothing()
-            && self.outbox.base() + front.bytes as u64 <= self.outbox.written()
-        {
-            let bytes = front.bytes;
-            self.outbox.release(bytes);
-            self.entries.pop_front();
-        }
-    }
 }
 
 impl std::fmt::Debug for Link {

@@ -95,6 +95,7 @@ impl TxState {
     pub(crate) fn step(&mut self, tx: Tx) -> Option<Local> {
         use Broken::{Abort, Nil};
         let (next, answer) = match (*self, tx) {
+            (_, Tx::Reset) => (TxState::Clear, None),
             (TxState::Broken(Abort), Tx::Exec) => (TxState::Clear, Some(Local::ExecAbort)),
             (TxState::Broken(Nil), Tx::Exec) => (TxState::Clear, Some(Local::ExecNil)),
             (TxState::Broken(_), Tx::Discard) => (TxState::Clear, Some(Local::Ok)),
@@ -148,7 +149,7 @@ impl Recovery {
         let inside = self.state == TxState::Open;
         let _ = self.state.step(command.tx);
         match command.expect {
-            Expect::Nothing | Expect::Own { .. } => return Verdict::Drop,
+            Expect::Own { .. } => return Verdict::Drop,
             Expect::Blocking if !inside => return Verdict::Answer(Local::Unblocked),
             Expect::Confirmations(_) if !inside => return Verdict::Resend,
             _ => {}
@@ -158,6 +159,7 @@ impl Recovery {
                 Verdict::Answer(Local::Ok)
             }
             Tx::Exec => Verdict::Answer(Local::OutcomeUnknown),
+            Tx::Reset => Verdict::Resend,
             _ if inside => Verdict::Answer(Local::Queued),
             _ if command.read => Verdict::Resend,
             _ => Verdict::Answer(Local::OutcomeUnknown),
@@ -171,7 +173,6 @@ impl Recovery {
             return Verdict::Drop;
         }
         match self.state.step(command.tx) {
-            Some(_) if command.expect == Expect::Nothing => Verdict::Drop,
             Some(local) => Verdict::Answer(local),
             None => Verdict::Resend,
         }

@@ -23,7 +23,7 @@ use std::task::Waker;
 
 use bytes::{Bytes, BytesMut};
 
-use super::classify::{Classified, LocalCommand, ReplyMode, classify};
+use super::classify::{Classified, LocalCommand, classify};
 use super::client::Writer;
 use super::command::{Command, Expect, Held, Tx};
 use super::intent::{Change, Intent, Step, Subscription};
@@ -42,6 +42,9 @@ const LIMBO_HIGH: (usize, usize) = (1024, 1024 * 1024);
 /// Fewest and most unanswered commands of one session before it stops reading; in between, as many as their replies fill
 /// [`OUT_HIGH`], so that an application that does not read cannot order more than that.
 const PIPELINE_HIGH: (usize, usize) = (16, 16 * 1024);
+
+/// Said in place of CLIENT REPLY OFF and SKIP: the replica goes on answering, and its answers stop here.
+const REPLY_ON: &[u8] = b"*3\r\n$6\r\nCLIENT\r\n$5\r\nREPLY\r\n$2\r\nON\r\n";
 
 /// The length of a reply, before any has been seen.
 const REPLY_GUESS: u32 = 2048;
@@ -83,14 +86,19 @@ struct State {
     queued_changes: Vec<(u32, Box<Change>)>,
     /// Accepted commands without a reply that need a link of the session's own.
     pins: u32,
+    /// An EXEC (un)subscribed: of its confirmations, some come behind its reply.
+    confirms_late: bool,
     /// Something unknown was said on the connection, so the session keeps its own from now on.
     tainted: bool,
-    /// RESET took from the connection what Pulsegate had said on it, so nobody else gets it.
+    /// RESET took from the connection the login that Pulsegate had said on it, so it serves nobody any more.
     spoiled: bool,
-    /// CLIENT REPLY OFF, as accepted; and as sent on the current link.
+    /// A RESET that will do so is not answered yet, so nothing may follow it there.
+    spoiling: bool,
+    /// CLIENT REPLY OFF has been answered; CLIENT REPLY SKIP has.
     muted: bool,
-    muted_sent: bool,
     skip_next: bool,
+    /// CLIENT CACHING was the last command sent: it concerns the next one.
+    caching: bool,
     /// A part of this reply has been passed on.
     streaming: Option<Seq>,
     /// Length of its replies, averaged over the last ones.
@@ -107,12 +115,7 @@ struct State {
 impl State {
     /// Whether the next command needs a link of the session's own, whatever it is.
     fn is_pinned(&self) -> bool {
-        self.tainted
-            || self.pins > 0
-            || self.tx.pins()
-            || self.muted
-            || self.skip_next
-            || self.intent.is_peculiar()
+        self.tainted || self.pins > 0 || self.tx.pins() || self.intent.is_peculiar()
     }
 
     /// The session's commands that a drain waits for.
@@ -121,6 +124,17 @@ impl State {
             Some(link) if !link.is_shared() => link.in_flight(),
             _ => self.sent as usize,
         }
+    }
+
+    /// Whether `link`, which takes commands, may have this one before all earlier ones are answered, or they are.
+    fn may_send(&self, link: &Link, command: &Command) -> bool {
+        // How many confirmations come depends on those before.
+        !self.spoiling && (command.expect != Expect::Confirmations(0) || link.is_idle())
+    }
+
+    /// Whether the application has asked not to be told the next reply.
+    fn is_quiet(&mut self) -> bool {
+        self.muted || std::mem::take(&mut self.skip_next)
     }
 
     /// Whether no more requests are to be read now.
@@ -164,11 +178,13 @@ impl Session {
                 queued: 0,
                 queued_changes: Vec::new(),
                 pins: 0,
+                confirms_late: false,
                 tainted: false,
                 spoiled: false,
+                spoiling: false,
                 muted: false,
-                muted_sent: false,
                 skip_next: false,
+                caching: false,
                 streaming: None,
                 reply_len: REPLY_GUESS,
                 kind: SessionKind::Shared,
@@ -218,6 +234,10 @@ impl Session {
             return true;
         }
         let command = self.enlist(st, c);
+        let frame = match command.change.as_deref() {
+            Some(Change::Reply(_)) => Frame::Borrowed(REPLY_ON),
+            _ => frame,
+        };
         if st.limbo.is_empty()
             && let Some(route) = self.worker.route.get()
             && !route.holding
@@ -225,7 +245,7 @@ impl Session {
             && link.replica == route.write
             && link.takes_commands()
             && !(command.own && link.is_shared())
-            && (command.expect != Expect::Confirmations(0) || link.is_idle())
+            && st.may_send(link, &command)
         {
             self.worker.metrics.commands[command.class][route.write].inc();
             let link = Rc::clone(link);
@@ -241,37 +261,24 @@ impl Session {
         !full
     }
 
-    /// Gives a classified command its place, and what CLIENT REPLY makes of it.
+    /// Takes a request of no words, which is answered by nothing; but a server counts it, as CLIENT REPLY SKIP shows. Whether
+    /// more may be read.
+    pub(crate) fn accept_nothing(self: &Rc<Self>) -> bool {
+        let mut state = self.state.borrow_mut();
+        self.answer_new(&mut state, b"");
+        true
+    }
+
+    /// Gives a classified command its place.
     fn enlist(&self, st: &mut State, c: Classified) -> Command {
         let own = c.own || self.always_owns() || st.is_pinned();
         st.tainted |= c.taints;
-        let mut expect = c.expect;
-        if st.muted || std::mem::take(&mut st.skip_next) {
-            expect = Expect::Nothing;
-        }
-        match c.reply_mode {
-            Some(ReplyMode::On) => {
-                st.muted = false;
-                expect = Expect::Reply;
-            }
-            Some(ReplyMode::Off) => {
-                st.muted = true;
-                expect = Expect::Nothing;
-            }
-            Some(ReplyMode::Skip) if !st.muted => {
-                st.skip_next = true;
-                expect = Expect::Nothing;
-            }
-            _ => {}
-        }
-        if st.tx == TxState::Open && c.tx != Tx::Multi && expect != Expect::Nothing {
-            expect = Expect::Reply;
-        }
-        let (seq, pins) = if expect == Expect::Nothing {
-            (Seq::NONE, false)
-        } else {
-            (st.pipeline.push(), c.own)
+        // Inside a transaction it does not block.
+        let expect = match c.expect {
+            Expect::Blocking if st.tx == TxState::Open => Expect::Reply,
+            expect => expect,
         };
+        let (seq, pins) = (st.pipeline.push(), c.own);
         st.pins += u32::from(pins);
         Command {
             seq,
@@ -289,7 +296,8 @@ impl Session {
     /// Hands a command to the link.
     fn send(self: &Rc<Self>, st: &mut State, link: &Rc<Link>, mut command: Command, frame: Frame<'_>) {
         let _ = st.tx_sent.step(command.tx);
-        st.muted_sent = st.muted;
+        let cached = std::mem::replace(&mut st.caching, st.intent.tracks() && is_caching(frame.bytes()));
+        st.spoiling |= command.tx == Tx::Reset && self.worker.credentials(link.replica).is_some();
         if command.expect == Expect::Confirmations(0) {
             let name = resp::args(frame.bytes())
                 .next()
@@ -300,22 +308,31 @@ impl Session {
         }
         if let Some(kind) = command.script {
             let mut scripts = self.worker.scripts.borrow_mut();
-            let missing = scripts.before(kind, frame.bytes(), link.replica, st.tx_sent == TxState::Open);
-            link.say(missing.into_iter().map(Step::known).collect());
+            if scripts.wants(kind, frame.bytes()) {
+                let whole = Bytes::copy_from_slice(frame.bytes());
+                command.change = Some(Box::new(Change::Script(kind, whole)));
+            }
+            // Nothing can be said inside a transaction, nor between CLIENT CACHING and what it means.
+            if st.tx_sent != TxState::Open && !cached {
+                let missing = scripts.before(kind, frame.bytes(), link.replica);
+                link.say(missing.into_iter().map(Step::known).collect());
+            }
         }
-        st.sent += u32::from(command.expect != Expect::Nothing);
+        st.sent += 1;
         link.append(self, command, frame);
     }
 
     /// Answers a command that has its place already.
     fn answer(&self, st: &mut State, command: &Command, reply: &[u8]) {
         st.pins -= u32::from(command.pins);
-        if matches!(command.expect, Expect::Nothing | Expect::Own { .. }) {
+        if matches!(command.expect, Expect::Own { .. }) {
             return;
         }
         match st.pipeline.complete(command.seq, 1) {
             Turn::Now => {
-                self.put(st, reply);
+                if !st.is_quiet() {
+                    self.put(st, reply);
+                }
                 self.put_ready(st);
             }
             Turn::Later => st.pipeline.keep(command.seq, Bytes::copy_from_slice(reply)),
@@ -324,9 +341,6 @@ impl Session {
 
     /// Answers a command that never leaves Pulsegate.
     fn answer_new(self: &Rc<Self>, st: &mut State, reply: &[u8]) {
-        if st.muted || std::mem::take(&mut st.skip_next) {
-            return;
-        }
         let seq = st.pipeline.push();
         self.answer(st, &Command::plain(seq, true), reply);
         self.worker.touch(self);
@@ -351,8 +365,10 @@ impl Session {
     /// Gives the dedicated link back when nothing speaks for keeping it.
     fn release_perhaps(&self, st: &mut State) {
         let Some(link) = &st.link else { return };
-        if link.is_shared() || self.always_owns() || !st.limbo.is_empty() || st.is_pinned() || !link.is_idle()
-        {
+        if link.is_shared() || !link.is_idle() {
+            return;
+        }
+        if !st.spoiled && (self.always_owns() || !st.limbo.is_empty() || st.is_pinned()) {
             return;
         }
         if let Some(link) = st.link.take() {
@@ -453,4 +469,10 @@ impl Session {
             link.condemn(&End::Released);
         }
     }
+}
+
+fn is_caching(frame: &[u8]) -> bool {
+    let mut words = resp::args(frame);
+    let mut next_is = |word: &[u8]| words.next().is_some_and(|w| w.eq_ignore_ascii_case(word));
+    next_is(b"CLIENT") && next_is(b"CACHING")
 }

@@ -6,12 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use pulsegate::resp::{ReplyScan, ReplyScanner, reply_text};
+use pulsegate::resp::{ReplyScan, ReplyScanner, reply_elements, reply_text};
 
 use super::script::Random;
-
-/// How long one answer may take.
-const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Where sessions of one side connect.
 #[derive(Clone, Debug)]
@@ -61,16 +58,17 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
-    pub(crate) fn connect(side: &Side) -> Lane {
+    /// `patience`: how long one answer may take.
+    pub(crate) fn connect(side: &Side, patience: Duration) -> Lane {
         let socket = match side {
             Side::Direct(path) => {
                 let s = UnixStream::connect(path).expect("the server listens");
-                s.set_read_timeout(Some(DEADLINE)).unwrap();
+                s.set_read_timeout(Some(patience)).unwrap();
                 Socket::Unix(s)
             }
             Side::Through(addr) => {
                 let s = TcpStream::connect(addr).expect("pulsegate listens");
-                s.set_read_timeout(Some(DEADLINE)).unwrap();
+                s.set_read_timeout(Some(patience)).unwrap();
                 // Each piece is a packet of its own.
                 s.set_nodelay(true).unwrap();
                 Socket::Tcp(s)
@@ -150,7 +148,11 @@ impl Lane {
 /// A frame, readable and not too long.
 pub(crate) fn show(frame: &[u8]) -> String {
     let shown = &frame[..frame.len().min(400)];
-    format!("{}{}", shown.escape_ascii(), if shown.len() < frame.len() { "…" } else { "" })
+    format!(
+        "{}{}",
+        shown.escape_ascii(),
+        if shown.len() < frame.len() { "…" } else { "" }
+    )
 }
 
 fn holds(frame: &[u8], word: &[u8]) -> bool {
@@ -186,8 +188,13 @@ fn cut<'a>(mut bytes: &'a [u8], random: &mut Random) -> Vec<(&'a [u8], bool)> {
 /// | `~info`  | CLIENT INFO                                   | all but ids, addresses, ages, buffers and events     |
 /// | `~any`   | CLIENT ID, CLIENT LIST, TIME, INFO, DBSIZE, … | the answer's type: it depends on the server's others |
 ///
-/// The generated ids of `XADD *` are a time: two servers disagree on it, with or without a proxy.
+/// Two servers disagree, with or without a proxy, on the generated ids of `XADD *`, which are a time, and on the order in
+/// which an `UNSUBSCRIBE` of everything names the channels.
 pub(crate) fn comparable(frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let mut frames = frames.to_vec();
+    for run in frames.chunk_by_mut(|a, b| unsubscribed(a).is_some() && unsubscribed(a) == unsubscribed(b)) {
+        sort_channels(run);
+    }
     let mut mask: Option<&[u8]> = None;
     frames
         .iter()
@@ -206,6 +213,25 @@ pub(crate) fn comparable(frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
         .collect()
 }
 
+/// Which kind of subscription a confirmation ends.
+fn unsubscribed(frame: &[u8]) -> Option<&[u8]> {
+    let kind = reply_elements(frame).next().and_then(reply_text)?;
+    kind.ends_with(b"unsubscribe").then_some(kind)
+}
+
+/// Sorts the channels of confirmations; the counts in them stay where they are.
+fn sort_channels(run: &mut [Vec<u8>]) {
+    let channel = |frame: &Vec<u8>| reply_elements(frame).nth(1).unwrap_or_default().to_vec();
+    let mut channels: Vec<Vec<u8>> = run.iter().map(channel).collect();
+    channels.sort();
+    for (frame, channel) in run.iter_mut().zip(channels) {
+        let parts: Vec<&[u8]> = reply_elements(frame).collect();
+        if let [kind, _, count] = parts[..] {
+            *frame = [b"*3\r\n", kind, &channel, count].concat();
+        }
+    }
+}
+
 fn without_id(hello: &[u8]) -> Vec<u8> {
     let label = b"$2\r\nid\r\n:";
     let Some(at) = hello.windows(label.len()).position(|w| w == label) else {
@@ -217,10 +243,25 @@ fn without_id(hello: &[u8]) -> Vec<u8> {
 }
 
 fn client_info(frame: &[u8]) -> Vec<u8> {
-    let Some(text) = reply_text(frame) else { return frame.to_vec() };
+    let Some(text) = reply_text(frame) else {
+        return frame.to_vec();
+    };
     let agree = [
-        "name=", "flags=", "db=", "sub=", "psub=", "ssub=", "multi=", "watch=", "cmd=", "user=", "redir=", "resp=",
-        "lib-name=", "lib-ver=", "capa=",
+        "name=",
+        "flags=",
+        "db=",
+        "sub=",
+        "psub=",
+        "ssub=",
+        "multi=",
+        "watch=",
+        "cmd=",
+        "user=",
+        "redir=",
+        "resp=",
+        "lib-name=",
+        "lib-ver=",
+        "capa=",
     ];
     let kept: Vec<&str> = std::str::from_utf8(text)
         .unwrap_or_default()

@@ -108,7 +108,6 @@ impl Link {
             && let Some(done) = inner.entries.pop_front()
         {
             inner.outbox.release(done.bytes);
-            inner.drop_silent();
             self.measure(&done);
         }
         drop(inner);
@@ -121,9 +120,16 @@ impl Link {
     fn is_unasked(&self, kind: u8, frame: &[u8]) -> bool {
         matches!(kind, b'>' | b'*' | b'+')
             && match &*self.owner.borrow() {
-                Some(owner) => owner.is_out_of_band(kind, frame),
+                Some(owner) => owner.is_out_of_band(kind, frame, self.awaits_confirmation()),
                 None => kind == b'>',
             }
+    }
+
+    /// Whether a subscription command is the next to be answered.
+    fn awaits_confirmation(&self) -> bool {
+        let inner = self.inner.borrow();
+        let next = inner.entries.front().and_then(|entry| entry.special.as_ref());
+        next.is_some_and(|command| matches!(command.expect, Expect::Confirmations(_)))
     }
 
     /// Everything that is no plain command's reply.
@@ -161,8 +167,8 @@ impl Link {
             }
             Expect::Confirmations(left) => {
                 *left = left.saturating_sub(1);
-                // An error ends a subscription command at once.
-                *left > 0 && !reply.is_error()
+                // An error ends a subscription command at once, as does the +QUEUED of a transaction.
+                *left > 0 && matches!(reply.kind, b'*' | b'>')
             }
             _ => false,
         };
@@ -178,7 +184,6 @@ impl Link {
             return Ok(());
         };
         inner.outbox.release(entry.bytes);
-        inner.drop_silent();
         let idle = inner.entries.is_empty();
         drop(inner);
         self.awaits_less(entry.waited_for());
@@ -199,7 +204,10 @@ impl Link {
         let code = ErrorCode::of(error_code(frame).unwrap_or_default());
         self.worker.metrics.replies_error[self.replica][code].inc();
         if code == ErrorCode::NoScript {
-            self.worker.scripts.borrow_mut().forgotten_by(self.replica);
+            self.worker
+                .scripts
+                .borrow_mut()
+                .scripts_forgotten_by(self.replica);
         }
     }
 
@@ -231,7 +239,7 @@ impl Link {
         let seen = scanner.done_with(rest.len());
         let session = Rc::clone(session);
         drop(inner);
-        session.pass_on(&rest[..seen]);
+        session.stream(&rest[..seen]);
         rest.advance(seen);
         scanner.forget(seen);
     }

@@ -9,8 +9,7 @@ use bytes::Bytes;
 
 use super::{Session, State};
 use crate::metrics::{DisconnectReason, HoldEnd, SessionKind};
-use crate::proxy::command::{Command, Expect, Given, Held, Tx};
-use crate::proxy::intent::Step;
+use crate::proxy::command::{Command, Given, Held, Tx};
 use crate::proxy::link::{End, Frame, Link, Phase};
 use crate::proxy::recover::{Broken, Local, Recovery, TxState, Verdict};
 use crate::replica::ReplicaId;
@@ -138,7 +137,7 @@ impl Session {
                 break;
             }
             let Some(front) = st.limbo.front() else { break };
-            if front.command.expect == Expect::Confirmations(0) && !link.is_idle() {
+            if !st.may_send(&link, &front.command) {
                 break;
             }
             let Some(held) = st.limbo.pop_front() else { break };
@@ -161,7 +160,6 @@ impl Session {
         command.is_some_and(|c| c.own)
             || st.tainted
             || st.tx_sent.pins()
-            || st.muted_sent
             || st.intent.is_peculiar()
             || self.always_owns()
     }
@@ -178,13 +176,9 @@ impl Session {
             // Too many identities share links already.
             st.tainted = true;
         }
-        let mut more = Vec::new();
-        if st.muted_sent {
-            more.push(Step::silent(&[b"CLIENT", b"REPLY", b"OFF"]));
-        }
-        let link = upstream.dedicated(&self.worker, replica, self, &st.intent, more)?;
+        let link = upstream.dedicated(&self.worker, replica, self, &st.intent)?;
         (st.tx_sent, st.tx_answered) = Default::default();
-        st.spoiled = false;
+        (st.spoiled, st.spoiling) = (false, false);
         self.set_kind(st, SessionKind::Dedicated);
         Some(link)
     }
@@ -271,7 +265,7 @@ impl Session {
             return;
         }
         st.link = None;
-        st.sent = 0;
+        (st.sent, st.spoiling) = (0, false);
         self.set_kind(st, SessionKind::Shared);
         if *end == End::Released || st.dead.is_some() {
             return;
