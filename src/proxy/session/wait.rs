@@ -301,7 +301,7 @@ impl Session {
         }
         st.tx = recovery.finish();
         (st.tx_sent, st.tx_answered) = Default::default();
-        (st.queued, st.queued_changes) = Default::default();
+        super::replies::forget_queued(st);
         let invalidate = st.intent.invalidation();
         self.put(st, invalidate);
         let listens = st.intent.listens();
