@@ -29,8 +29,6 @@ pub(crate) struct Classified {
     pub class: Class,
     /// What Pulsegate does itself.
     pub local: Option<LocalCommand>,
-    /// CLIENT REPLY, which decides what the replica says to it and to what follows.
-    pub reply_mode: Option<ReplyMode>,
 }
 
 /// Commands that Pulsegate answers itself.
@@ -57,7 +55,6 @@ pub(crate) fn classify(frame: &[u8], request: &Request) -> Classified {
         change: None,
         class: Class::Write,
         local: None,
-        reply_mode: None,
     };
     let Some(mut info) = lookup(name) else {
         if name.eq_ignore_ascii_case(b"POST") || name.eq_ignore_ascii_case(b"Host:") {
@@ -70,6 +67,17 @@ pub(crate) fn classify(frame: &[u8], request: &Request) -> Classified {
     if info.is_container() {
         info = lookup_sub(info, request.first(frame)).unwrap_or(info);
     }
+    if !has_arity(info, request.args) {
+        // The replica refuses it without looking further: one error, and nothing changes. EXEC is the exception: however it
+        // is refused, it ends its transaction.
+        (c.own, c.class) = (info.kind != Kind::Plain, Class::Other);
+        c.tx = if info.kind == Kind::Exec {
+            Tx::Exec
+        } else {
+            Tx::None
+        };
+        return c;
+    }
     c.read = info.class == resp::Class::Read;
     if info.kind != Kind::Plain {
         special(&mut c, info, frame, request);
@@ -77,6 +85,14 @@ pub(crate) fn classify(frame: &[u8], request: &Request) -> Classified {
         c.class = Class::Read;
     }
     c
+}
+
+fn has_arity(info: &CommandInfo, args: u32) -> bool {
+    let args = i64::from(args);
+    match i64::from(info.arity) {
+        exact if exact >= 0 => args == exact,
+        least => args >= -least,
+    }
 }
 
 fn special(c: &mut Classified, info: &CommandInfo, frame: &[u8], request: &Request) {
@@ -236,15 +252,12 @@ fn client(c: &mut Classified, frame: &[u8]) {
         b"tracking" => Change::Tracking(on.then(whole)),
         b"no-evict" => Change::Mode("no-evict", on.then(whole)),
         b"no-touch" => Change::Mode("no-touch", on.then(whole)),
-        b"reply" => {
-            c.reply_mode = match word(2).to_ascii_lowercase().as_slice() {
-                b"on" => Some(ReplyMode::On),
-                b"off" => Some(ReplyMode::Off),
-                b"skip" => Some(ReplyMode::Skip),
-                _ => None,
-            };
-            return;
-        }
+        b"reply" => match word(2).to_ascii_lowercase().as_slice() {
+            b"on" => Change::Reply(ReplyMode::On),
+            b"off" => Change::Reply(ReplyMode::Off),
+            b"skip" => Change::Reply(ReplyMode::Skip),
+            _ => return,
+        },
         _ => return,
     };
     c.change = Some(Box::new(change));
@@ -276,20 +289,26 @@ mod tests {
     }
 
     #[test]
-    fn what_the_replica_refuses_for_its_words_begins_and_ends_nothing() {
-        assert_eq!(classified(&["MULTI"]).tx, Tx::Multi);
-        assert_eq!(classified(&["RESET"]).tx, Tx::Reset);
+    fn what_the_replica_will_refuse_changes_nothing() {
         for words in [
             &["MULTI", "x"][..],
-            &["EXEC", "x"],
             &["DISCARD", "x"],
-            &["UNWATCH", "x"],
-            &["RESET", "x"],
             &["WATCH"],
+            &["RESET", "x"],
+            &["CLIENT", "REPLY", "OFF", "x"],
+            &["SELECT", "1", "2"],
         ] {
             let c = classified(words);
-            assert!(c.tx == Tx::None && c.change.is_none() && c.own, "{words:?}");
+            assert!(
+                c.change.is_none() && c.tx == Tx::None && c.expect == Expect::Reply,
+                "{words:?}"
+            );
         }
+        assert_eq!(
+            classified(&["EXEC", "x"]).tx,
+            Tx::Exec,
+            "it ends the transaction all the same"
+        );
     }
 
     #[test]
@@ -306,10 +325,7 @@ mod tests {
             Expect::Confirmations(2)
         );
         assert_eq!(classified(&["BLPOP", "k", "0"]).expect, Expect::Blocking);
-        assert_eq!(
-            classified(&["client", "reply", "skip"]).reply_mode,
-            Some(ReplyMode::Skip)
-        );
+        assert_eq!(change(&["client", "reply", "skip"]), "Reply(Skip)");
         assert_eq!(classified(&["QUIT"]).local, Some(LocalCommand::Quit));
     }
 }

@@ -27,8 +27,6 @@ pub(crate) struct Command {
     pub script: Option<ScriptUse>,
     /// What a successful reply changes in the session.
     pub change: Option<Box<Change>>,
-    /// CLIENT REPLY.
-    pub mode: Option<ReplyMode>,
 }
 
 impl Command {
@@ -44,19 +42,13 @@ impl Command {
             tx: Tx::None,
             script: None,
             change: None,
-            mode: None,
         }
     }
 
     /// A command of Pulsegate's own.
     pub(crate) fn own(replies: u32, must: Must) -> Command {
-        let expect = if replies == 0 {
-            Expect::Nothing
-        } else {
-            Expect::Own { replies, must }
-        };
         Command {
-            expect,
+            expect: Expect::Own { replies, must },
             class: Class::Other,
             ..Command::plain(Seq::NONE, false)
         }
@@ -65,11 +57,6 @@ impl Command {
     /// One reply comes back and it changes nothing: many such commands are one entry of a link.
     pub(crate) fn is_plain(&self) -> bool {
         self.expect == Expect::Reply && self.tx == Tx::None && self.change.is_none() && !self.pins
-    }
-
-    /// Nothing comes back for it, yet the connection is no longer the same.
-    pub(crate) fn changes_silently(&self) -> bool {
-        self.expect == Expect::Nothing && (self.change.is_some() || self.tx != Tx::None)
     }
 }
 
@@ -82,8 +69,6 @@ pub(crate) enum Expect {
     Blocking,
     /// So many confirmations of (un)subscribed channels, for the application.
     Confirmations(u32),
-    /// Nothing: the application said CLIENT REPLY OFF or SKIP.
-    Nothing,
     /// So many replies, for nobody: a command of Pulsegate's own.
     Own {
         /// Replies still to come.

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 
-use super::command::Must;
+use super::command::{Must, ReplyMode, ScriptUse};
 use crate::replica::Secret;
 use crate::resp;
 
@@ -105,6 +105,10 @@ pub(crate) enum Change {
     Monitor,
     /// RESET
     Reset,
+    /// CLIENT REPLY, which Pulsegate keeps to itself: the replica always answers, so that what it says is known.
+    Reply(ReplyMode),
+    /// A script or function was brought or taken away, by this whole command: of interest to the worker.
+    Script(ScriptUse, Bytes),
     /// (P|S)SUBSCRIBE and its opposite; applied confirmation by confirmation.
     Subscribe,
 }
@@ -144,7 +148,7 @@ impl Intent {
             }
             Change::Monitor => self.rare().monitor = true,
             Change::Reset => *self = Intent::default(),
-            Change::Subscribe => {}
+            Change::Reply(_) | Change::Script(..) | Change::Subscribe => {}
         }
     }
 
@@ -371,24 +375,6 @@ impl Step {
         Step {
             frame,
             replies: 1,
-            must: Must::Answer,
-        }
-    }
-
-    /// A whole command on a connection that gives no replies.
-    pub(crate) fn unanswered(frame: Bytes) -> Step {
-        Step {
-            frame,
-            replies: 0,
-            must: Must::Answer,
-        }
-    }
-
-    /// A command that brings no reply.
-    pub(crate) fn silent(words: &[&[u8]]) -> Step {
-        Step {
-            frame: encode(words),
-            replies: 0,
             must: Must::Answer,
         }
     }

@@ -99,14 +99,10 @@ struct Entry {
 }
 
 impl Entry {
-    fn expects_nothing(&self) -> bool {
-        self.special.as_ref().is_some_and(|c| c.expect == Expect::Nothing)
-    }
-
     /// How many of its replies a drain waits for.
     fn waited_for(&self) -> usize {
         match &self.special {
-            Some(c) if matches!(c.expect, Expect::Blocking | Expect::Nothing | Expect::Own { .. }) => 0,
+            Some(c) if matches!(c.expect, Expect::Blocking | Expect::Own { .. }) => 0,
             _ => self.left as usize,
         }
     }
@@ -128,6 +124,8 @@ pub(crate) struct Link {
     served: Cell<bool>,
     /// Why the replica refused it, and when.
     refusal: RefCell<Option<(Bytes, Instant)>>,
+    /// Of a dedicated link: frames to come that belong to the reply before them.
+    trailing: Cell<u32>,
     /// The task has been told to run.
     woken: Cell<bool>,
     /// Of a dedicated link: the session whose pushes and messages arrive here.
@@ -142,20 +140,6 @@ pub(crate) struct Link {
 struct Inner {
     outbox: Outbox,
     entries: VecDeque<Entry>,
-}
-
-impl Inner {
-    /// What owes no reply is done once it is written and everything before it is answered.
-    fn drop_silent(&mut self) {
-        while let Some(front) = self.entries.front()
-            && front.expects_nothing()
-            && self.outbox.base() + front.bytes as u64 <= self.outbox.written()
-        {
-            let bytes = front.bytes;
-            self.outbox.release(bytes);
-            self.entries.pop_front();
-        }
-    }
 }
 
 impl std::fmt::Debug for Link {
@@ -193,6 +177,7 @@ impl Link {
             waker: RefCell::default(),
             served: Cell::new(false),
             refusal: RefCell::default(),
+            trailing: Cell::new(0),
             woken: Cell::new(false),
             owner: RefCell::new(owner),
             quiet_since: Cell::new(worker.now()),
@@ -264,6 +249,11 @@ impl Link {
     /// Whether one session has it.
     pub(crate) fn is_owned(&self) -> bool {
         self.owner.borrow().is_some()
+    }
+
+    /// So many frames come behind the reply that its session has just got, and belong to it.
+    pub(crate) fn trails(&self, frames: u32) {
+        self.trailing.set(frames);
     }
 
     /// Takes a dedicated link from its session.

@@ -154,7 +154,7 @@ impl Recovery {
         let inside = self.state == TxState::Open;
         let _ = self.state.step(command.tx);
         match command.expect {
-            Expect::Nothing | Expect::Own { .. } => return Verdict::Drop,
+            Expect::Own { .. } => return Verdict::Drop,
             Expect::Blocking if !inside => return Verdict::Answer(Local::Unblocked),
             Expect::Confirmations(_) if !inside => return Verdict::Resend,
             _ => {}
@@ -178,7 +178,6 @@ impl Recovery {
             return Verdict::Drop;
         }
         match self.state.step(command.tx) {
-            Some(_) if command.expect == Expect::Nothing => Verdict::Drop,
             Some(local) => Verdict::Answer(local),
             None => Verdict::Resend,
         }

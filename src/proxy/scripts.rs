@@ -24,13 +24,23 @@ type Sha = [u8; 40];
 #[derive(Debug)]
 pub(crate) struct Scripts {
     texts: HashSet<Bytes>,
-    /// Those whose name has not been asked for yet: a name costs more than a look into the set.
-    unnamed: Vec<Bytes>,
+    /// Those whose name has not been asked for yet (a name costs more than a look into the set), and who learned them from
+    /// the application itself.
+    unnamed: Vec<(Bytes, Option<ReplicaId>)>,
     named: HashMap<Sha, Bytes>,
-    libraries: Vec<Bytes>,
+    libraries: Vec<Library>,
     bytes: usize,
     /// By replica: what it has been told.
     told: Vec<Told>,
+}
+
+/// A library of functions.
+#[derive(Debug)]
+struct Library {
+    /// The first line of its code: engine and name.
+    head: Bytes,
+    /// The whole FUNCTION LOAD.
+    load: Bytes,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -52,42 +62,51 @@ impl Scripts {
         }
     }
 
-    /// What has to be said to `replica` before the command in `frame`, if anything. Inside a transaction nothing can be.
-    pub(crate) fn before(
-        &mut self,
-        kind: ScriptUse,
-        frame: &[u8],
-        replica: ReplicaId,
-        in_transaction: bool,
-    ) -> Vec<Bytes> {
-        let word = |n: usize| resp::args(frame).nth(n).unwrap_or_default();
+    /// Whether the success of the command in `frame` is to be [`told`](Self::told).
+    pub(crate) fn wants(&self, kind: ScriptUse, frame: &[u8]) -> bool {
         match kind {
-            ScriptUse::Eval => self.learn(word(1)),
-            ScriptUse::Load => self.learn(word(2)),
-            ScriptUse::EvalSha | ScriptUse::Fcall if in_transaction => {}
-            ScriptUse::EvalSha => return self.load(word(1), replica).into_iter().collect(),
-            ScriptUse::Fcall => {
-                if !std::mem::replace(&mut self.told[replica.index()].libraries, true) {
-                    return self.libraries.clone();
-                }
-            }
-            ScriptUse::Flush => {
-                self.bytes = self.libraries.iter().map(Bytes::len).sum();
-                (self.texts, self.unnamed, self.named) = Default::default();
-            }
-            ScriptUse::Functions => self.functions(frame),
+            ScriptUse::Eval => !self.texts.contains(word(frame, 1)),
+            ScriptUse::Load => !self.texts.contains(word(frame, 2)),
+            ScriptUse::Flush | ScriptUse::Functions => true,
+            ScriptUse::EvalSha | ScriptUse::Fcall => false,
         }
-        Vec::new()
     }
 
-    fn learn(&mut self, text: &[u8]) {
+    /// The application has told `replica` what is in `frame`, with success.
+    pub(crate) fn told(&mut self, kind: ScriptUse, frame: &[u8], replica: ReplicaId) {
+        match kind {
+            ScriptUse::Eval => self.learn(word(frame, 1), replica),
+            ScriptUse::Load => self.learn(word(frame, 2), replica),
+            ScriptUse::Flush => {
+                self.bytes = self.libraries.iter().map(|library| library.load.len()).sum();
+                (self.texts, self.unnamed, self.named) = Default::default();
+            }
+            ScriptUse::Functions => self.functions(frame, replica),
+            ScriptUse::EvalSha | ScriptUse::Fcall => {}
+        }
+    }
+
+    /// What has to be said to `replica` before the command in `frame`, if anything.
+    pub(crate) fn before(&mut self, kind: ScriptUse, frame: &[u8], replica: ReplicaId) -> Vec<Bytes> {
+        match kind {
+            ScriptUse::EvalSha => self.load(word(frame, 1), replica).into_iter().collect(),
+            ScriptUse::Fcall if !std::mem::replace(&mut self.told[replica.index()].libraries, true) => self
+                .libraries
+                .iter()
+                .map(|library| library.load.clone())
+                .collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn learn(&mut self, text: &[u8], replica: ReplicaId) {
         if self.texts.contains(text) || text.len() > BYTES {
             return;
         }
         self.make_room(text.len());
         self.bytes += text.len();
         let text = Bytes::copy_from_slice(text);
-        self.unnamed.push(text.clone());
+        self.unnamed.push((text.clone(), Some(replica)));
         self.texts.insert(text);
     }
 
@@ -105,25 +124,40 @@ impl Scripts {
         if self.told[replica.index()].scripts.contains(&name) {
             return None;
         }
-        for text in self.unnamed.drain(..) {
-            self.named.insert(name_of(&text), text);
+        for (text, told) in self.unnamed.drain(..) {
+            let name = name_of(&text);
+            if let Some(replica) = told {
+                self.told[replica.index()].scripts.insert(name);
+            }
+            self.named.insert(name, text);
+        }
+        if self.told[replica.index()].scripts.contains(&name) {
+            return None;
         }
         let text = self.named.get(&name)?;
         self.told[replica.index()].scripts.insert(name);
         Some(resp::encode_command(&[b"SCRIPT", b"LOAD", text]).into())
     }
 
-    fn functions(&mut self, frame: &[u8]) {
+    fn functions(&mut self, frame: &[u8], replica: ReplicaId) {
+        // What is known so far is there already, as far as anyone can tell: the application does the rest itself.
+        let has_all = self.told[replica.index()].libraries || self.libraries.is_empty();
         let mut words = resp::args(frame).skip(1);
         if words.next().is_some_and(|sub| sub.eq_ignore_ascii_case(b"LOAD"))
             && let Some(code) = words.last()
         {
             // Without REPLACE: what a replica has of that name stays.
             let load = Bytes::from(resp::encode_command(&[b"FUNCTION", b"LOAD", code]));
-            if !self.libraries.contains(&load) && load.len() <= BYTES {
+            let head = code.split(|byte| *byte == b'\n').next().unwrap_or_default();
+            if load.len() <= BYTES {
+                // It was loaded, so it replaced what had its name.
+                if let Some(place) = self.libraries.iter().position(|library| *library.head == *head) {
+                    self.bytes -= self.libraries.remove(place).load.len();
+                }
                 self.make_room(load.len());
                 self.bytes += load.len();
-                self.libraries.push(load);
+                let head = Bytes::copy_from_slice(head);
+                self.libraries.push(Library { head, load });
             }
         } else {
             // Deleted, flushed or restored: nobody knows what there is, so nothing is brought back.
@@ -132,12 +166,26 @@ impl Scripts {
         for told in &mut self.told {
             told.libraries = false;
         }
+        self.told[replica.index()].libraries = has_all;
     }
 
     /// `replica` may have forgotten everything.
     pub(crate) fn forgotten_by(&mut self, replica: ReplicaId) {
-        self.told[replica.index()] = Told::default();
+        self.scripts_forgotten_by(replica);
+        self.told[replica.index()].libraries = false;
     }
+
+    /// `replica` has said that it does not know a script; of functions that says nothing.
+    pub(crate) fn scripts_forgotten_by(&mut self, replica: ReplicaId) {
+        self.told[replica.index()].scripts.clear();
+        for (_, told) in &mut self.unnamed {
+            *told = told.filter(|told| *told != replica);
+        }
+    }
+}
+
+fn word(frame: &[u8], n: usize) -> &[u8] {
+    resp::args(frame).nth(n).unwrap_or_default()
 }
 
 fn name_of(text: &[u8]) -> Sha {
@@ -165,7 +213,11 @@ mod tests {
 
     fn before(scripts: &mut Scripts, kind: ScriptUse, words: &[&str], to: ReplicaId) -> Vec<String> {
         let words: Vec<&[u8]> = words.iter().map(|w| w.as_bytes()).collect();
-        let said = scripts.before(kind, &resp::encode_command(&words), to, false);
+        let frame = resp::encode_command(&words);
+        let said = scripts.before(kind, &frame, to);
+        if scripts.wants(kind, &frame) {
+            scripts.told(kind, &frame, to);
+        }
         said.iter()
             .map(|f| {
                 let words: Vec<_> = resp::args(f).map(String::from_utf8_lossy).collect();
@@ -183,17 +235,19 @@ mod tests {
             "never seen"
         );
         assert!(before(s, ScriptUse::Eval, &["EVAL", "return 1", "0"], LOCAL).is_empty());
-        for to in [LOCAL, REMOTE] {
-            let sha = RETURN_1.to_uppercase();
-            assert_eq!(
-                before(s, ScriptUse::EvalSha, &["EVALSHA", &sha, "0"], to),
-                ["SCRIPT LOAD return 1"]
-            );
-            assert!(
-                before(s, ScriptUse::EvalSha, &["EVALSHA", RETURN_1, "0"], to).is_empty(),
-                "once"
-            );
-        }
+        let sha = RETURN_1.to_uppercase();
+        assert!(
+            before(s, ScriptUse::EvalSha, &["EVALSHA", &sha, "0"], LOCAL).is_empty(),
+            "the application has told it"
+        );
+        assert_eq!(
+            before(s, ScriptUse::EvalSha, &["EVALSHA", &sha, "0"], REMOTE),
+            ["SCRIPT LOAD return 1"]
+        );
+        assert!(
+            before(s, ScriptUse::EvalSha, &["EVALSHA", RETURN_1, "0"], REMOTE).is_empty(),
+            "once"
+        );
         s.forgotten_by(REMOTE);
         assert!(before(s, ScriptUse::EvalSha, &["EVALSHA", RETURN_1, "0"], LOCAL).is_empty());
         assert_eq!(
@@ -228,15 +282,19 @@ mod tests {
     fn libraries_are_brought_and_never_replaced() {
         let mut scripts = Scripts::new(2);
         let s = &mut scripts;
-        before(
-            s,
-            ScriptUse::Functions,
-            &["FUNCTION", "LOAD", "REPLACE", "#!lua name=l"],
-            LOCAL,
+        for load in [
+            &["FUNCTION", "LOAD", "#!lua name=l\nold"][..],
+            &["FUNCTION", "LOAD", "REPLACE", "#!lua name=l\nnew"],
+        ] {
+            before(s, ScriptUse::Functions, load, LOCAL);
+        }
+        assert!(
+            before(s, ScriptUse::Fcall, &["FCALL", "f", "0"], LOCAL).is_empty(),
+            "the application has loaded it"
         );
         assert_eq!(
             before(s, ScriptUse::Fcall, &["FCALL", "f", "0"], REMOTE),
-            ["FUNCTION LOAD #!lua name=l"]
+            ["FUNCTION LOAD #!lua name=l\nnew"]
         );
         assert!(before(s, ScriptUse::Fcall, &["FCALL", "f", "0"], REMOTE).is_empty());
         before(s, ScriptUse::Functions, &["FUNCTION", "FLUSH"], LOCAL);

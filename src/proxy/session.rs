@@ -25,7 +25,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::classify::{Classified, LocalCommand, classify};
 use super::client::Writer;
-use super::command::{Command, Expect, Held, ReplyMode, Tx};
+use super::command::{Command, Expect, Held, Tx};
 use super::intent::{Change, Intent, Step, Subscription};
 use super::link::{End, Frame, Link, OUT_HIGH};
 use super::pipeline::{Pipeline, Seq, Turn};
@@ -42,6 +42,9 @@ const LIMBO_HIGH: (usize, usize) = (1024, 1024 * 1024);
 /// Fewest and most unanswered commands of one session before it stops reading; in between, as many as their replies fill
 /// [`OUT_HIGH`], so that an application that does not read cannot order more than that.
 const PIPELINE_HIGH: (usize, usize) = (16, 16 * 1024);
+
+/// Said in place of CLIENT REPLY OFF and SKIP: the replica goes on answering, and its answers stop here.
+const REPLY_ON: &[u8] = b"*3\r\n$6\r\nCLIENT\r\n$5\r\nREPLY\r\n$2\r\nON\r\n";
 
 /// The length of a reply, before any has been seen.
 const REPLY_GUESS: u32 = 2048;
@@ -82,21 +85,25 @@ struct State {
     tx_answered: TxState,
     /// Commands queued by the open transaction, and what those change if it is executed.
     queued: u32,
+    /// Confirmations that its (un)subscriptions bring beyond one each: a server does not count them as elements of EXEC's
+    /// reply, so that as many frames come behind it.
+    queued_more: u32,
     queued_changes: Vec<(u32, Box<Change>)>,
     /// Accepted commands without a reply that need a link of the session's own.
     pins: u32,
     /// Something unknown was said on the connection, so the session keeps its own from now on.
     tainted: bool,
-    /// RESET took from the connection what Pulsegate had said on it, so nobody else gets it.
+    /// RESET took from the connection the login that Pulsegate had said on it, so it serves nobody any more.
     spoiled: bool,
-    /// CLIENT REPLY OFF, as accepted; and as sent on the current link.
+    /// A RESET that will do so is not answered yet, so nothing may follow it there.
+    spoiling: bool,
+    /// CLIENT REPLY OFF has been answered; CLIENT REPLY SKIP has.
     muted: bool,
-    muted_sent: bool,
-    /// CLIENT REPLY SKIP was the newest command accepted; sent on the current link.
     skip_next: bool,
-    skip_sent: bool,
     /// A command of the open transaction was refused, so what the link holds of it must go.
     aborting: bool,
+    /// CLIENT CACHING was the last command sent: it concerns the next one.
+    caching: bool,
     /// A part of this reply has been passed on.
     streaming: Option<Seq>,
     /// Length of its replies, averaged over the last ones.
@@ -113,12 +120,7 @@ struct State {
 impl State {
     /// Whether the next command needs a link of the session's own, whatever it is.
     fn is_pinned(&self) -> bool {
-        self.tainted
-            || self.pins > 0
-            || self.tx.pins()
-            || self.muted
-            || self.skip_next
-            || self.intent.is_peculiar()
+        self.tainted || self.pins > 0 || self.tx.pins() || self.intent.is_peculiar()
     }
 
     /// The session's commands that a drain waits for.
@@ -136,19 +138,19 @@ impl State {
         self.out.is_empty()
             && self.limbo.is_empty()
             && (self.pipeline.is_empty() || gone && self.in_flight() == 0)
-            // Commands that bring no reply are commands all the same.
-            && self.link.as_ref().is_none_or(|link| link.is_shared() || !link.has_unwritten())
     }
 
     /// Whether `link`, which takes commands, may have this one before all earlier ones are answered, or they are.
     fn may_send(&self, link: &Link, command: &Command) -> bool {
-        match command.expect {
-            // How many confirmations come depends on those before.
-            Expect::Confirmations(0) => link.is_idle(),
-            // Changes are remembered in their order.
-            Expect::Nothing => self.sent == 0 || !command.changes_silently(),
-            _ => true,
-        }
+        // How many confirmations come depends on those before. And RESET logs the connection out, where it needs a login: a
+        // server hangs up on who has not logged in and has more than a little to read.
+        let alone = command.expect == Expect::Confirmations(0) || command.tx == Tx::Reset;
+        !self.spoiling && (!alone || link.is_idle())
+    }
+
+    /// Whether the application has asked not to be told the next reply.
+    fn is_quiet(&mut self) -> bool {
+        self.muted || std::mem::take(&mut self.skip_next)
     }
 
     /// Whether no more requests are to be read now.
@@ -200,15 +202,16 @@ impl Session {
                 tx_sent: TxState::Clear,
                 tx_answered: TxState::Clear,
                 queued: 0,
+                queued_more: 0,
                 queued_changes: Vec::new(),
                 pins: 0,
                 tainted: false,
                 spoiled: false,
+                spoiling: false,
                 muted: false,
-                muted_sent: false,
                 skip_next: false,
-                skip_sent: false,
                 aborting: false,
+                caching: false,
                 streaming: None,
                 reply_len: REPLY_GUESS,
                 kind: SessionKind::Shared,
@@ -258,6 +261,10 @@ impl Session {
             return true;
         }
         let command = self.enlist(st, c);
+        let frame = match command.change.as_deref() {
+            Some(Change::Reply(_)) => Frame::Borrowed(REPLY_ON),
+            _ => frame,
+        };
         if st.limbo.is_empty()
             && let Some(route) = self.worker.route.get()
             && !route.holding
@@ -288,41 +295,24 @@ impl Session {
         !full
     }
 
-    /// Gives a classified command its place, and what CLIENT REPLY makes of it.
+    /// Takes a request of no words, which is answered by nothing; but a server counts it, as CLIENT REPLY SKIP shows. Whether
+    /// more may be read.
+    pub(crate) fn accept_nothing(self: &Rc<Self>) -> bool {
+        let mut state = self.state.borrow_mut();
+        self.answer_new(&mut state, b"");
+        true
+    }
+
+    /// Gives a classified command its place.
     fn enlist(&self, st: &mut State, c: Classified) -> Command {
         let own = c.own || self.always_owns() || st.is_pinned();
         st.tainted |= c.taints;
-        let mut expect = c.expect;
-        // RESET lets replies come again, its own among them.
-        st.muted &= c.tx != Tx::Reset;
-        if st.muted || std::mem::take(&mut st.skip_next) {
-            expect = Expect::Nothing;
-        }
-        // Inside a transaction it is queued like any other command.
-        let mode = c.reply_mode.filter(|_| st.tx != TxState::Open);
-        match mode {
-            Some(ReplyMode::On) => {
-                st.muted = false;
-                expect = Expect::Reply;
-            }
-            Some(ReplyMode::Off) => {
-                st.muted = true;
-                expect = Expect::Nothing;
-            }
-            Some(ReplyMode::Skip) if !st.muted => {
-                st.skip_next = true;
-                expect = Expect::Nothing;
-            }
-            _ => {}
-        }
-        if st.tx == TxState::Open && c.tx != Tx::Multi && expect != Expect::Nothing {
-            expect = Expect::Reply;
-        }
-        let (seq, pins) = if expect == Expect::Nothing {
-            (Seq::NONE, false)
-        } else {
-            (st.pipeline.push(), c.own)
+        // Inside a transaction it does not block.
+        let expect = match c.expect {
+            Expect::Blocking if st.tx == TxState::Open => Expect::Reply,
+            expect => expect,
         };
+        let (seq, pins) = (st.pipeline.push(), c.own);
         st.pins += u32::from(pins);
         Command {
             seq,
@@ -334,24 +324,14 @@ impl Session {
             tx: c.tx,
             script: c.script,
             change: c.change,
-            mode,
         }
     }
 
     /// Hands a command to the link.
     fn send(self: &Rc<Self>, st: &mut State, link: &Rc<Link>, mut command: Command, frame: Frame<'_>) {
         let _ = st.tx_sent.step(command.tx);
-        if command.changes_silently() {
-            presume(st, &mut command);
-        }
-        let silent = command.expect == Expect::Nothing;
-        if silent && !st.muted_sent && !st.skip_sent && command.mode.is_none() {
-            // What was to silence it went with another link.
-            let off = st.muted && st.limbo.is_empty();
-            let mode: &[u8] = if off { b"OFF" } else { b"SKIP" };
-            link.say(vec![Step::silent(&[b"CLIENT", b"REPLY", mode])]);
-            (st.muted_sent, st.skip_sent) = (off, !off);
-        }
+        let cached = std::mem::replace(&mut st.caching, st.intent.tracks() && is_caching(frame.bytes()));
+        st.spoiling |= command.tx == Tx::Reset && self.worker.credentials(link.replica).is_some();
         if command.expect == Expect::Confirmations(0) {
             let name = resp::args(frame.bytes())
                 .next()
@@ -362,35 +342,31 @@ impl Session {
         }
         if let Some(kind) = command.script {
             let mut scripts = self.worker.scripts.borrow_mut();
-            // Nothing can be said inside a transaction, nor between CLIENT REPLY SKIP and what it silences.
-            let in_the_way = st.tx_sent == TxState::Open || st.skip_sent;
-            let missing = scripts.before(kind, frame.bytes(), link.replica, in_the_way);
-            let step = if st.muted_sent {
-                Step::unanswered
-            } else {
-                Step::known
-            };
-            link.say(missing.into_iter().map(step).collect());
+            if scripts.wants(kind, frame.bytes()) {
+                let whole = Bytes::copy_from_slice(frame.bytes());
+                command.change = Some(Box::new(Change::Script(kind, whole)));
+            }
+            // Nothing can be said inside a transaction, nor between CLIENT CACHING and what it means.
+            if st.tx_sent != TxState::Open && !cached {
+                let missing = scripts.before(kind, frame.bytes(), link.replica);
+                link.say(missing.into_iter().map(Step::known).collect());
+            }
         }
-        st.skip_sent = command.mode == Some(ReplyMode::Skip) && silent;
-        match command.mode {
-            Some(ReplyMode::Off) => st.muted_sent = true,
-            Some(ReplyMode::On) => st.muted_sent = false,
-            _ => st.muted_sent &= command.tx != Tx::Reset,
-        }
-        st.sent += u32::from(!silent);
+        st.sent += 1;
         link.append(self, command, frame);
     }
 
     /// Answers a command that has its place already.
     fn answer(&self, st: &mut State, command: &Command, reply: &[u8]) {
         st.pins -= u32::from(command.pins);
-        if matches!(command.expect, Expect::Nothing | Expect::Own { .. }) {
+        if matches!(command.expect, Expect::Own { .. }) {
             return;
         }
         match st.pipeline.complete(command.seq, 1) {
             Turn::Now => {
-                self.put(st, reply);
+                if !st.is_quiet() {
+                    self.put(st, reply);
+                }
                 self.put_ready(st);
             }
             Turn::Later => st.pipeline.keep(command.seq, Bytes::copy_from_slice(reply)),
@@ -399,9 +375,6 @@ impl Session {
 
     /// Answers a command that never leaves Pulsegate.
     fn answer_new(self: &Rc<Self>, st: &mut State, reply: &[u8]) {
-        if st.muted || std::mem::take(&mut st.skip_next) {
-            return;
-        }
         let seq = st.pipeline.push();
         self.answer(st, &Command::plain(seq, true), reply);
         self.worker.touch(self);
@@ -426,8 +399,10 @@ impl Session {
     /// Gives the dedicated link back when nothing speaks for keeping it.
     fn release_perhaps(&self, st: &mut State) {
         let Some(link) = &st.link else { return };
-        if link.is_shared() || self.always_owns() || !st.limbo.is_empty() || st.is_pinned() || !link.is_idle()
-        {
+        if link.is_shared() || !link.is_idle() || st.tx.pins() || st.tx_sent.pins() {
+            return;
+        }
+        if !st.spoiled && (self.always_owns() || !st.limbo.is_empty() || st.is_pinned()) {
             return;
         }
         if let Some(link) = st.link.take() {
@@ -438,7 +413,7 @@ impl Session {
     fn release(&self, st: &mut State, link: Rc<Link>) {
         self.set_kind(st, SessionKind::Shared);
         // What the session answered itself (an EXEC after a lost WATCH) may have left something on the connection.
-        let clean = (st.tx_sent, st.tx_answered) == Default::default() && !st.muted_sent && !st.skip_sent;
+        let clean = (st.tx_sent, st.tx_answered) == Default::default();
         if std::mem::take(&mut st.spoiled) || !clean {
             self.worker.condemn_later(Some(link));
         } else {
@@ -533,14 +508,8 @@ impl Session {
     }
 }
 
-/// A command that changes the connection goes out and nothing will say how it ended: it counts as done, and the
-/// connection as one that nobody else may have.
-fn presume(st: &mut State, command: &mut Command) {
-    let _ = st.tx_answered.step(command.tx);
-    if let Some(change) = command.change.take()
-        && !matches!(*change, Change::Subscribe)
-    {
-        replies::apply(st, *change, b"");
-    }
-    (st.tainted, st.spoiled) = (true, true);
+fn is_caching(frame: &[u8]) -> bool {
+    let mut words = resp::args(frame);
+    let mut next_is = |word: &[u8]| words.next().is_some_and(|w| w.eq_ignore_ascii_case(word));
+    next_is(b"CLIENT") && next_is(b"CACHING")
 }

@@ -180,15 +180,13 @@ impl Upstream {
         link
     }
 
-    /// A dedicated link to `replica` in the state `intent`, with `more` said after that: from the pool, or a new one.
-    /// `None`: none can be had now.
+    /// A dedicated link to `replica` in the state `intent`: from the pool, or a new one. `None`: none can be had now.
     pub(super) fn dedicated(
         &self,
         worker: &Rc<Worker>,
         replica: ReplicaId,
         owner: &Rc<Session>,
         intent: &Intent,
-        more: Vec<Step>,
     ) -> Option<Rc<Link>> {
         let pooled = {
             let mut pool = self.pool.borrow_mut();
@@ -207,8 +205,7 @@ impl Upstream {
             }
             found.map(|(place, steps)| (of_replica.remove(place).link, steps))
         };
-        if let Some((link, mut steps)) = pooled {
-            steps.extend(more);
+        if let Some((link, steps)) = pooled {
             link.adopt(owner, steps);
             return Some(link);
         }
@@ -217,8 +214,7 @@ impl Upstream {
         {
             return None;
         }
-        let mut handshake = intent.handshake(worker.credentials(replica));
-        handshake.extend(more);
+        let handshake = intent.handshake(worker.credentials(replica));
         Some(self.open(worker, replica, Some(Rc::clone(owner)), handshake))
     }
 

@@ -139,7 +139,6 @@ impl Link {
                     wrote = true;
                     inner.outbox.advance(n);
                     self.worker.metrics.upstream_bytes_out.add(n as u64);
-                    inner.drop_silent();
                 }
                 Poll::Ready(Err(error)) => return Err(error),
                 Poll::Pending => break,

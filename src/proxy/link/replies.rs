@@ -74,7 +74,7 @@ impl Link {
         range: Range<usize>,
         buf: &[u8],
     ) -> bool {
-        if self.is_unasked(reply.kind, &buf[range.clone()]) {
+        if self.trailing.get() > 0 || self.is_unasked(reply.kind, &buf[range.clone()]) {
             return false;
         }
         let mut inner = self.inner.borrow_mut();
@@ -108,7 +108,6 @@ impl Link {
             && let Some(done) = inner.entries.pop_front()
         {
             inner.outbox.release(done.bytes);
-            inner.drop_silent();
             self.measure(&done);
         }
         drop(inner);
@@ -121,14 +120,23 @@ impl Link {
     fn is_unasked(&self, kind: u8, frame: &[u8]) -> bool {
         matches!(kind, b'>' | b'*' | b'+')
             && match &*self.owner.borrow() {
-                Some(owner) => owner.is_out_of_band(kind, frame),
+                Some(owner) => owner.is_out_of_band(kind, frame, self.awaits_confirmation()),
                 None => kind == b'>',
             }
     }
 
+    /// Whether a subscription command is the next to be answered, or may be: one that Pulsegate says again.
+    fn awaits_confirmation(&self) -> bool {
+        let inner = self.inner.borrow();
+        let next = inner.entries.front().and_then(|entry| entry.special.as_ref());
+        next.is_some_and(|command| matches!(command.expect, Expect::Confirmations(_) | Expect::Own { .. }))
+    }
+
     /// Everything that is no plain command's reply.
     fn take_reply(self: &Rc<Self>, reply: Reply, frame: &[u8]) -> Result<(), LinkEvidence> {
-        if self.is_unasked(reply.kind, frame) {
+        let trails = self.trailing.get();
+        if trails > 0 || self.is_unasked(reply.kind, frame) {
+            self.trailing.set(trails.saturating_sub(1));
             let owner = self.owner.borrow().clone();
             if let Some(owner) = owner {
                 owner.pass_on(frame);
@@ -172,8 +180,8 @@ impl Link {
             }
             Expect::Confirmations(left) => {
                 *left = left.saturating_sub(1);
-                // An error ends a subscription command at once.
-                *left > 0 && !reply.is_error()
+                // An error ends a subscription command at once, as does the +QUEUED of a transaction.
+                *left > 0 && matches!(reply.kind, b'*' | b'>')
             }
             _ => false,
         };
@@ -189,7 +197,6 @@ impl Link {
             return Ok(());
         };
         inner.outbox.release(entry.bytes);
-        inner.drop_silent();
         let idle = inner.entries.is_empty();
         drop(inner);
         self.awaits_less(entry.waited_for());
@@ -210,7 +217,10 @@ impl Link {
         let code = ErrorCode::of(error_code(frame).unwrap_or_default());
         self.worker.metrics.replies_error[self.replica][code].inc();
         if code == ErrorCode::NoScript {
-            self.worker.scripts.borrow_mut().forgotten_by(self.replica);
+            self.worker
+                .scripts
+                .borrow_mut()
+                .scripts_forgotten_by(self.replica);
         }
     }
 
@@ -242,7 +252,7 @@ impl Link {
         let seen = scanner.done_with(rest.len());
         let session = Rc::clone(session);
         drop(inner);
-        session.pass_on(&rest[..seen]);
+        session.stream(&rest[..seen]);
         rest.advance(seen);
         scanner.forget(seen);
     }

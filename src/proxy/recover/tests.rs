@@ -132,17 +132,32 @@ fn unwatch_and_discard_end_what_was_lost() {
 }
 
 #[test]
-fn blocked_commands_end_in_unblocked_and_silent_ones_owe_nothing() {
-    let sent = [
-        command(Tx::None, false, Expect::Blocking),
-        command(Tx::None, false, Expect::Nothing),
-    ];
-    let (verdicts, _) = recover(
-        TxState::Clear,
-        &sent,
-        &[command(Tx::None, false, Expect::Nothing)],
-    );
-    assert_eq!(verdicts, [Answer(Unblocked), Drop, Resend]);
+fn blocked_commands_end_in_unblocked_and_those_of_pulsegate_owe_nothing() {
+    let own = || Command::own(1, crate::proxy::command::Must::Answer);
+    let sent = [command(Tx::None, false, Expect::Blocking), own()];
+    let (verdicts, _) = recover(TxState::Clear, &sent, &[own(), write()]);
+    assert_eq!(verdicts, [Answer(Unblocked), Drop, Drop, Resend]);
+}
+
+#[test]
+fn reset_ends_every_state_and_is_sent_again() {
+    for state in [
+        TxState::Open,
+        TxState::Watching,
+        TxState::WatchLost,
+        TxState::Broken(Broken::Abort),
+    ] {
+        let mut after = state;
+        assert_eq!(
+            (after.step(Tx::Reset), after),
+            (None, TxState::Clear),
+            "{state:?}"
+        );
+    }
+    let reset = command(Tx::Reset, true, Expect::Reply);
+    let (verdicts, state) = recover(TxState::Open, &[write(), reset, read()], &[write()]);
+    assert_eq!(verdicts, [Answer(Queued), Resend, Resend, Resend]);
+    assert_eq!(state, TxState::Clear);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use bytes::{Buf, Bytes};
 
 use super::{Session, State};
 use crate::metrics::DisconnectReason;
-use crate::proxy::command::{Command, Tx};
+use crate::proxy::command::{Command, Expect, ReplyMode, Tx};
 use crate::proxy::intent::{Change, Intent, Subscription};
 use crate::proxy::link::{Link, OUT_HIGH};
 use crate::proxy::pipeline::{Seq, Turn};
@@ -25,12 +25,28 @@ impl Session {
         st.sent -= n;
         // A mean in which each reply weighs an eighth.
         st.reply_len = ((u64::from(st.reply_len) * 8 + bytes.len() as u64) / u64::from(8 + n)) as u32;
+        if st.tx_answered == TxState::Open {
+            st.queued += each(bytes).filter(|reply| !reply.starts_with(b"-")).count() as u32;
+        }
         match st.pipeline.complete(seq, n) {
             Turn::Now => {
-                self.write(st, bytes);
+                if st.muted || st.skip_next {
+                    for reply in each(bytes) {
+                        if !st.is_quiet() {
+                            self.write(st, reply);
+                        }
+                    }
+                } else {
+                    self.write(st, bytes);
+                }
                 self.put_ready(st);
             }
-            Turn::Later => keep_each(st, seq, bytes),
+            Turn::Later => {
+                for (i, reply) in each(bytes).enumerate() {
+                    st.pipeline
+                        .keep(seq.plus(i as u32), Bytes::copy_from_slice(reply));
+                }
+            }
         }
         self.answered(state, link);
     }
@@ -41,39 +57,55 @@ impl Session {
         let st = &mut *state;
         st.sent -= 1;
         st.pins -= u32::from(command.pins);
+        let skipped = !st.muted && std::mem::take(&mut st.skip_next);
         let inside = st.tx_answered == TxState::Open;
-        // EXECABORT ends a transaction as well as a success does.
-        let refused = command.tx != Tx::None
-            && reply.is_error()
-            && !(command.tx == Tx::Exec && resp::error_code(frame) == Some(b"EXECABORT"));
-        if refused {
-            refuse_step(st);
-        } else {
+        // What is refused changes nothing; but EXEC, however it ends, ends the transaction.
+        if !reply.is_error() || command.tx == Tx::Exec {
             let _ = st.tx_answered.step(command.tx);
         }
+        let mut told = None;
         match command.tx {
-            Tx::Exec => execute(st, reply, frame),
-            Tx::Discard if !reply.is_error() => (st.queued, st.queued_changes) = Default::default(),
+            Tx::Exec => self.execute(st, link, reply, frame),
+            Tx::Discard if !reply.is_error() => forget_queued(st),
+            Tx::Reset => {
+                st.spoiling = false;
+                if let Some(change) = command.change
+                    && !reply.is_error()
+                {
+                    self.apply(st, link, *change, frame);
+                    st.spoiled = self.worker.credentials(link.replica).is_some();
+                }
+            }
             _ if inside && !reply.is_error() => {
                 if let Some(change) = command.change {
-                    st.queued_changes.push((st.queued, change));
+                    st.queued_changes.push((st.queued + st.queued_more, change));
                 }
                 st.queued += 1;
+                if let Expect::Confirmations(more) = command.expect {
+                    st.queued_more += more;
+                }
             }
             _ => {
                 if let Some(change) = command.change {
-                    if !reply.is_error() {
-                        apply(st, *change, frame);
-                    } else if matches!(*change, Change::Hello { login: Some(_), .. }) {
-                        // The login may have been taken before something else was refused.
-                        (st.tainted, st.spoiled) = (true, true);
+                    if reply.is_error() {
+                        refused(st, &change, frame);
+                    } else {
+                        told = match &*change {
+                            Change::Reply(mode) => Some(*mode == ReplyMode::On),
+                            // A confirmation, as a message would be.
+                            Change::Subscribe => Some(true),
+                            _ => None,
+                        };
+                        self.apply(st, link, *change, frame);
                     }
                 }
             }
         }
         match st.pipeline.complete(command.seq, 1) {
             Turn::Now => {
-                self.write(st, frame);
+                if told.unwrap_or(!skipped && !st.muted) {
+                    self.write(st, frame);
+                }
                 self.put_ready(st);
             }
             Turn::Later => st.pipeline.keep(command.seq, Bytes::copy_from_slice(frame)),
@@ -85,6 +117,7 @@ impl Session {
     fn answered(self: &Rc<Self>, mut state: std::cell::RefMut<'_, State>, link: &Rc<Link>) {
         let st = &mut *state;
         st.streaming = None;
+        resync(st);
         if !link.is_shared() && st.dead.is_none() {
             self.release_perhaps(st);
         }
@@ -105,27 +138,44 @@ impl Session {
     pub(crate) fn confirmed(self: &Rc<Self>, frame: &[u8]) {
         let mut state = self.state.borrow_mut();
         confirm(&mut state.intent, frame);
+        // CLIENT REPLY OFF concerns replies; confirmations count as messages.
         self.write(&mut state, frame);
         drop(state);
         self.touch();
     }
 
-    /// Whether a frame answers no command: a push, a message while subscribed, a line of MONITOR.
-    pub(crate) fn is_out_of_band(&self, kind: u8, frame: &[u8]) -> bool {
+    /// Whether a frame answers no command: a push, a message while subscribed, a line of MONITOR; or a confirmation, unless
+    /// one `awaits_confirmation`. Such ones come when the replica ends a subscription, and behind the reply to an EXEC.
+    pub(crate) fn is_out_of_band(&self, kind: u8, frame: &[u8], awaits_confirmation: bool) -> bool {
         match kind {
-            b'>' => !is_confirmation(frame),
+            b'>' => !(awaits_confirmation && is_confirmation(frame)),
             b'*' => {
                 let state = self.state.borrow();
-                !state.intent.identity.resp3 && state.intent.is_subscribed() && is_message(frame)
+                !state.intent.identity.resp3
+                    && state.intent.is_subscribed()
+                    && (is_message(frame) || !awaits_confirmation && is_confirmation(frame))
             }
             b'+' => frame.get(1).is_some_and(u8::is_ascii_digit) && self.state.borrow().intent.monitors(),
             _ => false,
         }
     }
 
-    /// Passes bytes on that are no reply of their own.
-    pub(crate) fn pass_on(self: &Rc<Self>, bytes: &[u8]) {
-        self.write(&mut self.state.borrow_mut(), bytes);
+    /// Passes on what answers no command.
+    pub(crate) fn pass_on(self: &Rc<Self>, frame: &[u8]) {
+        let mut state = self.state.borrow_mut();
+        confirm(&mut state.intent, frame);
+        self.write(&mut state, frame);
+        drop(state);
+        self.touch();
+    }
+
+    /// Passes a piece of a reply on.
+    pub(crate) fn stream(self: &Rc<Self>, piece: &[u8]) {
+        let mut state = self.state.borrow_mut();
+        if !(state.muted || state.skip_next) {
+            self.write(&mut state, piece);
+        }
+        drop(state);
         self.touch();
     }
 
@@ -199,7 +249,9 @@ impl Session {
 
     pub(super) fn put_ready(&self, st: &mut State) {
         while let Some(kept) = st.pipeline.pop_ready() {
-            self.put(st, &kept);
+            if !st.is_quiet() {
+                self.put(st, &kept);
+            }
         }
     }
 
@@ -277,59 +329,94 @@ impl Session {
             }
         }
     }
-}
 
-/// Replies that overtook an earlier one, each in its place.
-fn keep_each(st: &mut State, mut seq: Seq, mut bytes: &[u8]) {
-    while let Ok(ReplyScan::Complete(reply)) = ReplyScanner::new().scan(bytes) {
-        st.pipeline.keep(seq, Bytes::copy_from_slice(&bytes[..reply.len]));
-        bytes = &bytes[reply.len..];
-        seq = seq.plus(1);
-    }
-}
-
-/// A command that begins or ends a transaction or WATCH met an error: where the connection stands is what was answered
-/// before, as far as anyone can tell, so nobody else gets it.
-fn refuse_step(st: &mut State) {
-    (st.tainted, st.spoiled) = (true, true);
-    if st.pins == 0 && !st.tx.is_lost() {
-        // No later such command is on its way.
-        (st.tx, st.tx_sent) = (st.tx_answered, st.tx_answered);
-    }
-}
-
-/// The replica has agreed to a change.
-pub(super) fn apply(st: &mut State, change: Change, frame: &[u8]) {
-    match change {
-        Change::Subscribe => return confirm(&mut st.intent, frame),
-        Change::Reset => {
-            (st.queued, st.queued_changes) = Default::default();
-            st.spoiled = true;
+    /// The replica has agreed to a change.
+    fn apply(&self, st: &mut State, link: &Link, change: Change, frame: &[u8]) {
+        match change {
+            Change::Subscribe => return confirm(&mut st.intent, frame),
+            Change::Script(kind, command) => {
+                self.worker
+                    .scripts
+                    .borrow_mut()
+                    .told(kind, &command, link.replica);
+                return;
+            }
+            Change::Reset => {
+                (st.muted, st.skip_next) = (false, false);
+                forget_queued(st);
+            }
+            Change::Reply(ReplyMode::On) => (st.muted, st.skip_next) = (false, false),
+            Change::Reply(ReplyMode::Off) => st.muted = true,
+            Change::Reply(ReplyMode::Skip) => st.skip_next = !st.muted,
+            _ => {}
         }
-        _ => {}
+        let before = st.intent.identity.clone();
+        st.intent.apply(change);
+        if st.intent.identity != before {
+            st.group = None;
+        }
     }
-    let before = st.intent.identity.clone();
-    st.intent.apply(change);
-    if st.intent.identity != before {
-        st.group = None;
+
+    /// A transaction has ended: what its commands were to change is changed, unless it or they failed.
+    fn execute(&self, st: &mut State, link: &Link, reply: Reply, frame: &[u8]) {
+        let changes = std::mem::take(&mut st.queued_changes);
+        st.queued = 0;
+        let more = std::mem::take(&mut st.queued_more);
+        if more > 0 && reply.kind == b'*' {
+            // What of it is whose answer is more than is worth knowing.
+            st.tainted = true;
+            link.trails(more);
+        }
+        if changes.is_empty() || reply.kind != b'*' {
+            return;
+        }
+        let results: Vec<&[u8]> = resp::reply_elements(frame).collect();
+        for (place, change) in changes {
+            match results.get(place as usize) {
+                Some(result) if resp::error_code(result).is_some() => refused(st, &change, result),
+                Some(result) => self.apply(st, link, *change, result),
+                None => {}
+            }
+        }
     }
 }
 
-/// A transaction has ended: what its commands were to change is changed, unless it or they failed.
-fn execute(st: &mut State, reply: Reply, frame: &[u8]) {
-    let changes = std::mem::take(&mut st.queued_changes);
-    st.queued = 0;
-    if changes.is_empty() || reply.kind != b'*' {
+/// The replies in `bytes`, one by one.
+fn each(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || match ReplyScanner::new().scan(bytes) {
+        Ok(ReplyScan::Complete(reply)) => {
+            let (reply, rest) = bytes.split_at(reply.len);
+            bytes = rest;
+            Some(reply)
+        }
+        _ => None,
+    })
+}
+
+/// The open transaction is not carried out.
+pub(super) fn forget_queued(st: &mut State) {
+    (st.queued, st.queued_more, st.queued_changes) = Default::default();
+}
+
+/// Once nothing is on its way: where the connection stands is what its answers say, refusals and all.
+fn resync(st: &mut State) {
+    if st.sent > 0 || st.tx_sent == st.tx_answered {
         return;
     }
-    let results: Vec<&[u8]> = resp::reply_elements(frame).collect();
-    for (place, change) in changes {
-        if let Some(result) = results.get(place as usize)
-            && resp::error_code(result).is_none()
-        {
-            apply(st, *change, result);
+    st.tx_sent = st.tx_answered;
+    if !matches!(st.tx, TxState::Broken(_) | TxState::WatchLost) {
+        st.tx = st.tx_answered;
+        for held in &st.limbo {
+            let _ = st.tx.step(held.command.tx);
         }
     }
+}
+
+/// The replica has not agreed. Redis 7.0 carries a HELLO out option by option, up to the one that fails: what it leaves
+/// on the connection is the session's own affair, but nobody else's.
+fn refused(st: &mut State, change: &Change, frame: &[u8]) {
+    let in_parts = matches!(change, Change::Hello { login, name, .. } if login.is_some() || name.is_some());
+    st.tainted |= in_parts && resp::error_code(frame) != Some(b"NOPROTO");
 }
 
 /// The kind of subscription that a command or confirmation speaks of, and whether it begins one.

@@ -203,8 +203,6 @@ impl Session {
         command.is_some_and(|c| c.own)
             || st.tainted
             || st.tx_sent.pins()
-            || st.muted_sent
-            || st.skip_sent
             || st.intent.is_peculiar()
             || self.always_owns()
     }
@@ -229,18 +227,14 @@ impl Session {
             // Too many identities share links already.
             st.tainted = true;
         }
-        let mut more = Vec::new();
-        if st.tainted {
+        let link = upstream.dedicated(&self.worker, replica, self, &st.intent)?;
+        if st.tainted && link.phase() != Phase::Connecting {
             // For WAIT: a connection's own writes end, for the server, where the replication stream stood at its newest
             // command. After this one that is behind everything the session has written on shared links.
-            more.push(Step::ping());
+            link.say(vec![Step::ping()]);
         }
-        if st.muted_sent {
-            more.push(Step::silent(&[b"CLIENT", b"REPLY", b"OFF"]));
-        }
-        let link = upstream.dedicated(&self.worker, replica, self, &st.intent, more)?;
         (st.tx_sent, st.tx_answered) = Default::default();
-        (st.spoiled, st.skip_sent) = (false, false);
+        (st.spoiled, st.spoiling) = (false, false);
         self.set_kind(st, SessionKind::Dedicated);
         Some(link)
     }
@@ -351,7 +345,7 @@ impl Session {
             return;
         }
         st.link = None;
-        st.sent = 0;
+        (st.sent, st.spoiling) = (0, false);
         self.set_kind(st, SessionKind::Shared);
         if *end == End::Released || st.dead.is_some() {
             return;
@@ -385,12 +379,8 @@ impl Session {
             }
         }
         self.resettle(st, &mut limbo, recovery);
-        if st.limbo.iter().any(|held| held.command.expect != Expect::Nothing) {
-            // CLIENT REPLY OFF may be among what is said again; until then, silence is asked for one by one.
-            st.muted_sent = false;
-        }
-        (st.tx_sent, st.tx_answered, st.skip_sent) = Default::default();
-        (st.queued, st.queued_changes) = Default::default();
+        (st.tx_sent, st.tx_answered) = Default::default();
+        super::replies::forget_queued(st);
         if link.has_served() {
             self.put(st, st.intent.invalidation());
         }
