@@ -399,7 +399,7 @@ impl Session {
     /// Gives the dedicated link back when nothing speaks for keeping it.
     fn release_perhaps(&self, st: &mut State) {
         let Some(link) = &st.link else { return };
-        if link.is_shared() || !link.is_idle() || st.tx.pins() || st.tx_sent.pins() {
+        if link.is_shared() || !link.is_idle() || st.tx_sent.pins() {
             return;
         }
         if !st.spoiled && (self.always_owns() || !st.limbo.is_empty() || st.is_pinned()) {
