@@ -7,7 +7,7 @@ export CARGO_TERM_COLOR ?= auto
 
 # The real parts that tests and demo run against, and what builds them: command=package.
 PARTS = redis-server=redis-server cc=build-essential
-test: PARTS += promtool=prometheus
+test: PARTS += promtool=prometheus redis-cli=redis-tools redis-benchmark=redis-tools
 
 .PHONY: help
 help: ## This list
@@ -34,6 +34,12 @@ nextest: parts
 	@.venv/bin/pip install -q --disable-pip-version-check -r $<
 	@touch $@
 
+tests/clients/node_modules/.package-lock.json: tests/clients/package.json tests/clients/package-lock.json | parts
+	@node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20 ? 1 : 0)' 2>/dev/null && command -v npm >/dev/null \
+	  || { echo "install Node.js 20 or newer, with npm, first: https://nodejs.org" >&2; exit 1; }
+	@cd tests/clients && npm ci --no-audit --no-fund --ignore-scripts --silent
+	@touch $@
+
 .PHONY: build
 build: ## Build the program and the rig
 	cargo build --locked --workspace
@@ -49,5 +55,5 @@ demo: parts .venv/ok ## Watch plain clients while their replica dies and returns
 	.venv/bin/python tests/demo/demo.py --programs $${CARGO_TARGET_DIR:-target}/debug $(if $(filter-out 0,$(KEEP)),--keep)
 
 .PHONY: test
-test: parts nextest .venv/ok lint ## Every test, against real servers
+test: parts nextest .venv/ok tests/clients/node_modules/.package-lock.json lint ## Every test, against real servers
 	cargo nextest run --locked --workspace --no-fail-fast
