@@ -7,8 +7,8 @@ export CARGO_TERM_COLOR ?= auto
 
 # The real parts that tests and demo run against, and what builds them: command=package.
 PARTS = redis-server=redis-server cc=build-essential
-test: PARTS += promtool=prometheus
-bench: PARTS += redis-benchmark=redis-tools haproxy=haproxy nutcracker=nutcracker
+test: PARTS += promtool=prometheus redis-cli=redis-tools redis-benchmark=redis-tools
+bench: PARTS += redis-cli=redis-tools redis-benchmark=redis-tools haproxy=haproxy nutcracker=nutcracker
 
 .PHONY: help
 help: ## This list
@@ -33,6 +33,12 @@ nextest: parts
 .venv/ok: tests/support/requirements.txt | parts
 	@python3 -m venv .venv
 	@.venv/bin/pip install -q --disable-pip-version-check -r $<
+	@touch $@
+
+tests/clients/node_modules/.package-lock.json: tests/clients/package.json tests/clients/package-lock.json | parts
+	@node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20 ? 1 : 0)' 2>/dev/null && command -v npm >/dev/null \
+	  || { echo "install Node.js 20 or newer, with npm, first: https://nodejs.org" >&2; exit 1; }
+	@cd tests/clients && npm ci --no-audit --no-fund --ignore-scripts --silent
 	@touch $@
 
 .PHONY: build
@@ -63,5 +69,5 @@ microbench: parts ## What a frame, a reply's turn and a queued command cost, one
 	cargo bench --locked --package pulsegate
 
 .PHONY: test
-test: parts nextest .venv/ok lint ## Every test, against real servers
+test: parts nextest .venv/ok tests/clients/node_modules/.package-lock.json lint ## Every test, against real servers
 	cargo nextest run --locked --workspace --no-fail-fast

@@ -99,6 +99,10 @@ impl Lane {
                         return;
                     }
                     if pause {
+                        #[expect(
+                            clippy::disallowed_methods,
+                            reason = "a gap in the stream, not a wait for something"
+                        )]
                         std::thread::sleep(Duration::from_micros(300));
                     }
                 }

@@ -676,7 +676,6 @@ const LAST: &[&str] = &[
     "*x\r\n",
     "*1\r\n$-5\r\n",
     "echo \"unbalanced\r\n",
-    "echo 'it''s'\r\n",
     "*2\r\n$4\r\necho\r\n*1\r\n",
 ];
 

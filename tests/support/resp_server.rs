@@ -1,4 +1,5 @@
 //! A real server for the tests of `resp`: on a unix socket in a directory of its own, gone when dropped.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
