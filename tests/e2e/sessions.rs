@@ -315,6 +315,8 @@ mod kind {
         let mut app = world.app().await;
         let value = "v".repeat(30_000_000);
         assert_eq!(app.ask(&["SET", "big", &value]).await, "+OK\r\n");
+        // Or the fence of a planned move would wait behind it.
+        world.rig.wait_converged(PATIENCE).await.unwrap();
         let before = world
             .sidecar
             .counter("pulsegate_bytes_total{direction=\"upstream_in\"")
@@ -342,6 +344,8 @@ mod kind {
         let mut app = world.app().await;
         let value = "v".repeat(60_000_000);
         assert_eq!(app.ask(&["SET", "big", &value]).await, "+OK\r\n");
+        // Or the fence of a planned move would wait behind it.
+        world.rig.wait_converged(PATIENCE).await.unwrap();
         app.say(&["GET", "big"]).await;
         // The first bytes are there, and are not read.
         app.wait_readable().await;
