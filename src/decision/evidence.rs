@@ -370,6 +370,11 @@ impl Evidence {
 }
 
 impl Writes {
+    /// Not writable, and the newest probe failed, or has not ended.
+    pub(super) fn refusing(&self) -> bool {
+        self.writable == Some(false) && self.oks == 0
+    }
+
     fn fail(&mut self, unanswered: bool, word: &str) {
         self.failures = self.failures.saturating_add(1);
         self.oks = 0;

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use super::engine::{Engine, Taking};
 use super::event::{Fitness, Health, SwitchReason};
+use super::evidence::Writes;
 use super::health::{Cause, Secs};
 use super::moment::Moment;
 use super::policy::OnIsolated;
@@ -221,7 +222,8 @@ impl Engine {
             });
         }
         match state.reading.fitness {
-            Fitness::Stale => {
+            // One that has just taken a write is on its way back, be it not proved yet.
+            Fitness::Stale if state.evidence.writes.iter().any(Writes::refusing) => {
                 let refused = || {
                     state
                         .evidence

@@ -305,6 +305,25 @@ fn a_stale_replica_is_stale_until_it_has_taken_two_writes() {
 }
 
 #[test]
+fn an_active_that_has_just_taken_a_write_again_is_not_left() {
+    let mut world = World::new(2);
+    world.writes[B.index()] = Some(false);
+    world.pass(MS * 500);
+    world.writes[A.index()] = Some(false);
+    world.pass(MS * 500);
+    assert_eq!(world.active(), Some(A), "nobody takes writes");
+    world.probe(A, ProbeKind::Write, Ok(MS));
+    for _ in 0..2 {
+        world.probe(B, ProbeKind::Write, Ok(MS));
+    }
+    assert_eq!(world.view(A).fitness, Fitness::Stale);
+    assert_eq!(world.active(), Some(A));
+    let refused = ProbeFailure::Rejected("NOREPLICAS".to_owned());
+    world.probe(A, ProbeKind::Write, Err(refused));
+    assert_eq!(world.active(), Some(B), "it refuses them after all");
+}
+
+#[test]
 fn a_replica_that_returns_is_healthy_only_after_some_time_of_good_evidence() {
     let mut world = World::new(2);
     world.kill(B);

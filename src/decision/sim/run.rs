@@ -128,7 +128,7 @@ pub(super) struct Sim {
     pub(super) number: u64,
     pub(super) chain: u64,
     pub(super) asked: u64,
-    calm: bool,
+    pub(super) calm: bool,
     base: Instant,
     subject: Subject,
     oracle: Oracle,

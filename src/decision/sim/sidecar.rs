@@ -129,7 +129,7 @@ impl Sim {
         };
         // One at a time: two in a row are a fault of their own.
         let quiet = self.at.saturating_sub(self.world.noise[at.node.index()]) > self.setup.probe_timeout * 4;
-        let lost = state != State::Dead && quiet && self.rng.chance(4);
+        let lost = state != State::Dead && quiet && !self.calm && self.rng.chance(4);
         if lost {
             self.world.noise[at.node.index()] = self.at + self.setup.probe_timeout;
         }
@@ -233,9 +233,11 @@ impl Sim {
         );
         let sent = self.at;
         for to in self.setup.ids() {
-            let lost = &mut self.world.lost[node.index()][to.index()];
-            *lost = !*lost && self.rng.chance(3);
-            if !*lost {
+            let at = (node, to, shard);
+            // One at a time: two in a row are a fault of their own.
+            if !self.world.lost.remove(&at) && !self.calm && self.rng.chance(3) {
+                self.world.lost.insert(at);
+            } else {
                 self.carry(node, to, shard, Message::Beat { seq, sent }, rtt / 2);
             }
         }
@@ -368,7 +370,7 @@ impl Sim {
     /// The data plane's answer to a holding route.
     pub(super) fn drain(&mut self, epoch: u64) {
         let Some(active) = self.active else { return };
-        if self.rng.chance(60) {
+        if !self.calm && self.rng.chance(60) {
             self.stall();
         }
         if self.rng.chance(200) {
@@ -378,7 +380,7 @@ impl Sim {
         }
         let wait = match self.world.state(active) {
             State::Hung | State::Paused => return,
-            _ if self.rng.chance(30) => self.setup.policy.fence * 3 / 2 + MS * 200,
+            _ if !self.calm && self.rng.chance(30) => self.setup.policy.fence * 3 / 2 + MS * 200,
             _ => self.rng.between(MS, MS * 15),
         };
         self.after(wait, Happening::Drained { epoch });

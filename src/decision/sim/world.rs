@@ -1,5 +1,6 @@
 //! The truth: what each replica and each link really is, since when, and what it was before.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::setup::Setup;
@@ -150,8 +151,8 @@ pub(super) struct World {
     pub(super) subscribed: Vec<bool>,
     /// Something small went wrong on a well replica (a lost probe, a broken link): no time to be strict.
     pub(super) noise: Vec<At>,
-    /// `[from][to]`: the newest heartbeat got lost, for no reason that lasts.
-    pub(super) lost: Vec<Vec<bool>>,
+    /// From, to, shard: where the newest heartbeat got lost, for no reason that lasts.
+    pub(super) lost: BTreeSet<(ReplicaId, ReplicaId, usize)>,
     /// `[from][to][shard]`, `from != to`.
     pub(super) ways: Vec<Vec<Vec<History<Way>>>>,
     pub(super) backlog: Vec<Vec<Vec<Vec<Message>>>>,
@@ -174,7 +175,7 @@ impl World {
             generation: vec![0; n],
             subscribed: vec![true; n],
             noise: vec![At::ZERO; n],
-            lost: vec![vec![false; n]; n],
+            lost: BTreeSet::new(),
             ways,
             backlog,
         }
