@@ -125,11 +125,11 @@ impl Link {
             }
     }
 
-    /// Whether a subscription command is the next to be answered.
+    /// Whether a subscription command is the next to be answered, the application's or one that is said again.
     fn awaits_confirmation(&self) -> bool {
         let inner = self.inner.borrow();
         let next = inner.entries.front().and_then(|entry| entry.special.as_ref());
-        next.is_some_and(|command| matches!(command.expect, Expect::Confirmations(_)))
+        next.is_some_and(|command| matches!(command.expect, Expect::Confirmations(_) | Expect::Own { .. }))
     }
 
     /// Everything that is no plain command's reply.
@@ -163,6 +163,9 @@ impl Link {
                     let code = String::from_utf8_lossy(error_code(frame).unwrap_or_default()).into_owned();
                     tracing::warn!(replica = %self.worker.name(self.replica), code, "the replica rejects the link's handshake");
                     return Err(LinkEvidence::Rejected);
+                }
+                if *must == Must::Serve {
+                    self.logged_out.set(error_code(frame) == Some(b"NOAUTH"));
                 }
                 *left = left.saturating_sub(1);
                 *left > 0
