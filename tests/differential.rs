@@ -9,6 +9,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "differential/commands.rs"]
+mod commands;
+#[path = "differential/directed.rs"]
+mod directed;
 #[path = "support/gate.rs"]
 mod gate;
 #[path = "differential/lane.rs"]

@@ -126,6 +126,8 @@ pub(crate) struct Link {
     refusal: RefCell<Option<(Bytes, Instant)>>,
     /// Of a dedicated link: frames to come that belong to the reply before them.
     trailing: Cell<u32>,
+    /// The replica wants a login that this link has not given.
+    logged_out: Cell<bool>,
     /// The task has been told to run.
     woken: Cell<bool>,
     /// Of a dedicated link: the session whose pushes and messages arrive here.
@@ -178,6 +180,7 @@ impl Link {
             served: Cell::new(false),
             refusal: RefCell::default(),
             trailing: Cell::new(0),
+            logged_out: Cell::new(false),
             woken: Cell::new(false),
             owner: RefCell::new(owner),
             quiet_since: Cell::new(worker.now()),
@@ -249,6 +252,11 @@ impl Link {
     /// Whether one session has it.
     pub(crate) fn is_owned(&self) -> bool {
         self.owner.borrow().is_some()
+    }
+
+    /// Whether the replica answers nothing here but a login.
+    pub(crate) fn is_logged_out(&self) -> bool {
+        self.logged_out.get()
     }
 
     /// So many frames come behind the reply that its session has just got, and belong to it.

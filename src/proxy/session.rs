@@ -329,6 +329,15 @@ impl Session {
 
     /// Hands a command to the link.
     fn send(self: &Rc<Self>, st: &mut State, link: &Rc<Link>, mut command: Command, frame: Frame<'_>) {
+        if link.is_shared()
+            && link.is_logged_out()
+            && let Some(refusal) = too_much_for_a_stranger(frame.bytes())
+        {
+            self.answer(st, &command, refusal);
+            st.closing = Some(DisconnectReason::ProtocolError);
+            self.worker.touch(self);
+            return;
+        }
         let _ = st.tx_sent.step(command.tx);
         let cached = std::mem::replace(&mut st.caching, st.intent.tracks() && is_caching(frame.bytes()));
         st.spoiling |= command.tx == Tx::Reset && self.worker.credentials(link.replica).is_some();
@@ -351,6 +360,10 @@ impl Session {
                 let missing = scripts.before(kind, frame.bytes(), link.replica);
                 link.say(missing.into_iter().map(Step::known).collect());
             }
+        }
+        if command.expect == Expect::Blocking && is_wait(frame.bytes()) {
+            // WAIT is for the writes of its own connection; any command said now makes it wait for all earlier ones.
+            link.say(vec![Step::may(&[b"PING"])]);
         }
         st.sent += 1;
         link.append(self, command, frame);
@@ -512,4 +525,25 @@ fn is_caching(frame: &[u8]) -> bool {
     let mut words = resp::args(frame);
     let mut next_is = |word: &[u8]| words.next().is_some_and(|w| w.eq_ignore_ascii_case(word));
     next_is(b"CLIENT") && next_is(b"CACHING")
+}
+
+fn is_wait(frame: &[u8]) -> bool {
+    let name = resp::args(frame).next().unwrap_or_default();
+    name.eq_ignore_ascii_case(b"WAIT") || name.eq_ignore_ascii_case(b"WAITAOF")
+}
+
+/// How a server refuses, before it hangs up, what nobody says who means to log in. On a link that many share it must not
+/// come to that.
+fn too_much_for_a_stranger(frame: &[u8]) -> Option<&'static [u8]> {
+    const WORDS: usize = 10;
+    const BYTES: usize = 16 * 1024;
+    for (n, word) in resp::args(frame).enumerate() {
+        if n >= WORDS {
+            return Some(b"-ERR Protocol error: unauthenticated multibulk length\r\n");
+        }
+        if word.len() > BYTES {
+            return Some(b"-ERR Protocol error: unauthenticated bulk length\r\n");
+        }
+    }
+    None
 }

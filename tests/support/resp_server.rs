@@ -67,6 +67,12 @@ impl Server {
         Self::start(Path::new("redis-server"), &[])
     }
 
+    /// Sends a signal: `-STOP`, `-CONT`.
+    pub(crate) fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
+    }
+
     /// Its unix socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.dir.path().join("redis.sock")

@@ -125,7 +125,7 @@ impl Link {
             }
     }
 
-    /// Whether a subscription command is the next to be answered, or may be: one that Pulsegate says again.
+    /// Whether a subscription command is the next to be answered, the application's or one that is said again.
     fn awaits_confirmation(&self) -> bool {
         let inner = self.inner.borrow();
         let next = inner.entries.front().and_then(|entry| entry.special.as_ref());
@@ -174,6 +174,9 @@ impl Link {
                         tracing::warn!(replica, code, "the replica rejects the link's handshake");
                     }
                     return Err(LinkEvidence::Rejected);
+                }
+                if *must == Must::Serve {
+                    self.logged_out.set(error_code(frame) == Some(b"NOAUTH"));
                 }
                 *left = left.saturating_sub(1);
                 *left > 0

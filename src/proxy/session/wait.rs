@@ -10,7 +10,6 @@ use bytes::Bytes;
 use super::{Session, State};
 use crate::metrics::{DisconnectReason, HoldEnd, SessionKind};
 use crate::proxy::command::{Command, Expect, Given, Held, Tx};
-use crate::proxy::intent::Step;
 use crate::proxy::link::{End, Frame, Link, Phase};
 use crate::proxy::recover::{Broken, Local, Recovery, TxState, Verdict};
 use crate::replica::ReplicaId;
@@ -228,11 +227,6 @@ impl Session {
             st.tainted = true;
         }
         let link = upstream.dedicated(&self.worker, replica, self, &st.intent)?;
-        if st.tainted && link.phase() != Phase::Connecting {
-            // For WAIT: a connection's own writes end, for the server, where the replication stream stood at its newest
-            // command. After this one that is behind everything the session has written on shared links.
-            link.say(vec![Step::ping()]);
-        }
         (st.tx_sent, st.tx_answered) = Default::default();
         (st.spoiled, st.spoiling) = (false, false);
         self.set_kind(st, SessionKind::Dedicated);
