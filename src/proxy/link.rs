@@ -126,6 +126,8 @@ pub(crate) struct Link {
     refusal: RefCell<Option<(Bytes, Instant)>>,
     /// Of a dedicated link: frames to come that belong to the reply before them.
     trailing: Cell<u32>,
+    /// Tracking has been on: the replica remembers which keys were read here, also when it is off again.
+    tracked: Cell<bool>,
     /// The replica wants a login that this link has not given.
     logged_out: Cell<bool>,
     /// The task has been told to run.
@@ -180,6 +182,7 @@ impl Link {
             served: Cell::new(false),
             refusal: RefCell::default(),
             trailing: Cell::new(0),
+            tracked: Cell::new(false),
             logged_out: Cell::new(false),
             woken: Cell::new(false),
             owner: RefCell::new(owner),
@@ -257,6 +260,16 @@ impl Link {
     /// Whether the replica answers nothing here but a login.
     pub(crate) fn is_logged_out(&self) -> bool {
         self.logged_out.get()
+    }
+
+    /// CLIENT TRACKING is on.
+    pub(crate) fn track(&self) {
+        self.tracked.set(true);
+    }
+
+    /// Whether somebody else would hear of keys that were read here.
+    pub(crate) fn has_tracked(&self) -> bool {
+        self.tracked.get()
     }
 
     /// So many frames come behind the reply that its session has just got, and belong to it.

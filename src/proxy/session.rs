@@ -427,7 +427,7 @@ impl Session {
         self.set_kind(st, SessionKind::Shared);
         // What the session answered itself (an EXEC after a lost WATCH) may have left something on the connection.
         let clean = (st.tx_sent, st.tx_answered) == Default::default();
-        if std::mem::take(&mut st.spoiled) || !clean {
+        if std::mem::take(&mut st.spoiled) || !clean || link.has_tracked() {
             self.worker.condemn_later(Some(link));
         } else {
             self.worker.give_back(link, st.intent.clone());

@@ -209,3 +209,28 @@ async fn a_login_that_one_replica_refuses() {
     own.send(b"MULTI\r\nINCR k\r\nEXEC\r\n").await;
     replies(&mut own, &["+OK", "+QUEUED", "*1\r\n:4"]).await;
 }
+
+/// A server remembers what a tracking connection has read, also when tracking is off again.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_hears_of_what_others_have_read() {
+    let rig = two_regions().await;
+    let sidecar = Sidecar::start(&rig, "fast", "").await;
+    let mut writer = App::connect(sidecar.addr).await;
+    assert_eq!(writer.ask(&["MSET", "one", "1", "two", "2"]).await, "+OK\r\n");
+    let mut first = App::connect(sidecar.addr).await;
+    assert!(first.ask(&["HELLO", "3"]).await.starts_with('%'));
+    assert_eq!(first.ask(&["CLIENT", "TRACKING", "ON"]).await, "+OK\r\n");
+    assert_eq!(first.ask(&["GET", "one"]).await, "$1\r\n1\r\n");
+    assert_eq!(first.ask(&["CLIENT", "TRACKING", "OFF"]).await, "+OK\r\n");
+    let mut second = App::connect(sidecar.addr).await;
+    assert!(second.ask(&["HELLO", "3"]).await.starts_with('%'));
+    assert_eq!(second.ask(&["CLIENT", "TRACKING", "ON"]).await, "+OK\r\n");
+    assert_eq!(second.ask(&["GET", "two"]).await, "$1\r\n2\r\n");
+    assert_eq!(writer.ask(&["SET", "one", "x"]).await, "+OK\r\n");
+    assert_eq!(writer.ask(&["SET", "two", "x"]).await, "+OK\r\n");
+    assert_eq!(
+        second.hear().await,
+        ">2\r\n$10\r\ninvalidate\r\n*1\r\n$3\r\ntwo\r\n",
+        "its own key, and nothing before it"
+    );
+}

@@ -345,6 +345,7 @@ impl Session {
                 (st.muted, st.skip_next) = (false, false);
                 forget_queued(st);
             }
+            Change::Tracking(Some(_)) => link.track(),
             Change::Reply(ReplyMode::On) => (st.muted, st.skip_next) = (false, false),
             Change::Reply(ReplyMode::Off) => st.muted = true,
             Change::Reply(ReplyMode::Skip) => st.skip_next = !st.muted,

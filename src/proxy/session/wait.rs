@@ -229,6 +229,9 @@ impl Session {
         let link = upstream.dedicated(&self.worker, replica, self, &st.intent)?;
         (st.tx_sent, st.tx_answered) = Default::default();
         (st.spoiled, st.spoiling) = (false, false);
+        if st.intent.tracks() {
+            link.track();
+        }
         self.set_kind(st, SessionKind::Dedicated);
         Some(link)
     }
