@@ -324,6 +324,7 @@ impl Session {
             }
             Change::Reset => {
                 (st.muted, st.skip_next) = (false, false);
+                st.tainted |= st.intent.may_outlive_reset();
                 forget_queued(st);
             }
             Change::Reply(ReplyMode::On) => (st.muted, st.skip_next) = (false, false),
@@ -352,6 +353,10 @@ impl Session {
             return;
         }
         let results: Vec<&[u8]> = resp::reply_elements(frame).collect();
+        if more > 0 {
+            // Which element is whose is not certain now; those that confirm say so themselves.
+            results.iter().for_each(|result| confirm(&mut st.intent, result));
+        }
         for (place, change) in changes {
             match results.get(place as usize) {
                 Some(result) if resp::error_code(result).is_some() => refused(st, &change, result),
