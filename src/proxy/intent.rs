@@ -228,6 +228,13 @@ impl Intent {
         self.listens() || self.rare.as_ref().is_some_and(|rare| !rare.modes.is_empty())
     }
 
+    /// Something is set that RESET takes away or not, depending on the server's version (CLIENT NO-EVICT, SETINFO).
+    pub(crate) fn may_outlive_reset(&self) -> bool {
+        self.rare
+            .as_ref()
+            .is_some_and(|rare| !rare.modes.is_empty() || !rare.info.is_empty())
+    }
+
     /// The commands that bring a connection from the state `from` to this one; `None` when that cannot be.
     pub(crate) fn steps_from(&self, from: &Intent) -> Option<Vec<Step>> {
         if from.is_peculiar() || self.is_peculiar() || from.identity.login != self.identity.login {

@@ -238,7 +238,7 @@ impl Link {
 
     /// Nothing is unanswered.
     pub(crate) fn is_idle(&self) -> bool {
-        self.inner.borrow().entries.is_empty()
+        self.inner.borrow().entries.is_empty() && self.trailing.get() == 0
     }
 
     /// Gives a dedicated link from the pool to a session, with what brings it to that session's state.

@@ -283,7 +283,7 @@ impl Input {
 /// Takes one request; an inline one as the multibulk that it stands for. Whether there is room for more.
 fn take(session: &Rc<Session>, frame: &[u8], request: &resp::Request) -> bool {
     if request.args == 0 {
-        return session.accept_nothing();
+        return true;
     }
     if !request.inline {
         return session.accept(Frame::Borrowed(frame), request);

@@ -295,14 +295,6 @@ impl Session {
         !full
     }
 
-    /// Takes a request of no words, which is answered by nothing; but a server counts it, as CLIENT REPLY SKIP shows. Whether
-    /// more may be read.
-    pub(crate) fn accept_nothing(self: &Rc<Self>) -> bool {
-        let mut state = self.state.borrow_mut();
-        self.answer_new(&mut state, b"");
-        true
-    }
-
     /// Gives a classified command its place.
     fn enlist(&self, st: &mut State, c: Classified) -> Command {
         let own = c.own || self.always_owns() || st.is_pinned();

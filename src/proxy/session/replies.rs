@@ -343,6 +343,7 @@ impl Session {
             }
             Change::Reset => {
                 (st.muted, st.skip_next) = (false, false);
+                st.tainted |= st.intent.may_outlive_reset();
                 forget_queued(st);
             }
             Change::Tracking(Some(_)) => link.track(),
@@ -372,6 +373,10 @@ impl Session {
             return;
         }
         let results: Vec<&[u8]> = resp::reply_elements(frame).collect();
+        if more > 0 {
+            // Which element is whose is not certain now; those that confirm say so themselves.
+            results.iter().for_each(|result| confirm(&mut st.intent, result));
+        }
         for (place, change) in changes {
             match results.get(place as usize) {
                 Some(result) if resp::error_code(result).is_some() => refused(st, &change, result),
