@@ -393,6 +393,8 @@ impl Engine {
             healths: &healths,
             writable: &writable,
             links: &self.links,
+            windows: &self.windows,
+            now: self.clock.last(),
         })
     }
 

@@ -15,6 +15,8 @@ use std::fmt;
 
 use super::event::{Fitness, Health};
 use super::links::{Links, Pair};
+use super::moment::Moment;
+use super::windows::Windows;
 use crate::replica::{ReplicaId, ShardId};
 
 /// Why a replica's fitness is what it is.
@@ -52,6 +54,8 @@ pub(super) struct Matrix<'a> {
     /// By replica.
     pub(super) writable: &'a [Option<bool>],
     pub(super) links: &'a Links,
+    pub(super) windows: &'a Windows,
+    pub(super) now: Moment,
 }
 
 impl Matrix<'_> {
@@ -111,7 +115,11 @@ impl Matrix<'_> {
                 },
             );
         }
-        if self.links.echoes(id) && self.peers(id).all(|peer| self.links.parted(id, peer)) {
+        if self.links.echoes(id)
+            && self
+                .peers(id)
+                .all(|peer| self.links.parted(id, peer, self.windows, self.now))
+        {
             return (Fitness::Isolated, Ground::Alone);
         }
         let good_with_someone = self.peers(id).any(|peer| self.links.pair(id, peer) == Pair::Good);

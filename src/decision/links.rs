@@ -253,12 +253,15 @@ impl Links {
         if unknown { Pair::Unknown } else { Pair::Good }
     }
 
-    /// Whether no heartbeat at all passes between `a` and `b`, on any shard, either way. (One in time is one that
-    /// passes, even where it takes two to call the link up again.)
-    pub(super) fn parted(&self, a: ReplicaId, b: ReplicaId) -> bool {
+    /// Whether no heartbeat at all passes between `a` and `b`, on any shard, either way. One in time is one that passes,
+    /// even where it takes two to call the link up again; and one that is missing proves nothing until a subscription
+    /// has stood for a whole window.
+    pub(super) fn parted(&self, a: ReplicaId, b: ReplicaId, windows: &Windows, now: Moment) -> bool {
         let silent = |from, to| {
-            self.between(from, to)
-                .all(|(_, link)| link.up == Some(false) && link.fresh_in_a_row == 0)
+            self.between(from, to).all(|(_, link)| {
+                let listening = now.since(link.excused) >= windows.link;
+                link.up == Some(false) && link.fresh_in_a_row == 0 && listening
+            })
         };
         silent(a, b) && silent(b, a)
     }

@@ -506,3 +506,22 @@ fn a_pin_that_is_called_off_leaves_no_dead_active_behind() {
     world.probe(C, ProbeKind::Ping, Err(ProbeFailure::Refused));
     assert_eq!(world.active(), Some(B), "in the call that calls it off");
 }
+
+#[test]
+fn nobody_is_isolated_by_a_subscription_that_was_gone() {
+    let mut world = World::new(3);
+    for other in [B, C] {
+        world.cut.extend([(A, other), (other, A)]);
+    }
+    world.pass(MS * 900);
+    world.tell(Input::Subscribed { replica: A });
+    world.pass(MS * 500);
+    assert_eq!(
+        world.view(A).fitness,
+        Fitness::Lagging,
+        "{}",
+        world.view(A).reason
+    );
+    world.pass(MS * 1000);
+    assert_eq!(world.view(A).fitness, Fitness::Isolated);
+}

@@ -83,8 +83,8 @@ impl Oracle {
         let calm = self.awake().min(self.at.saturating_sub(self.relayouted));
         let fit = setup.ids().find(|&id| {
             let told = &self.told[id.index()];
-            let undamped =
-                told.downs.len() < 2 || self.at > told.returned + setup.policy.dwell * 8 + MS * 200;
+            let undamped = told.downs.len() < 2
+                || calm.min(self.at.saturating_sub(told.returned)) > setup.policy.dwell * 8 + MS * 200;
             id != active
                 && undamped
                 && self.answers_freshly(setup, world, id)
