@@ -280,6 +280,22 @@ fn an_active_that_loads_is_left_even_when_its_echo_was_lost_before() {
 }
 
 #[test]
+fn errors_before_a_restart_are_not_counted_with_those_after_it() {
+    let mut world = World::new(2);
+    let loading = || Err(ProbeFailure::Rejected("LOADING".to_owned()));
+    for _ in 0..2 {
+        world.probe(B, ProbeKind::Ping, loading());
+    }
+    world.probe(B, ProbeKind::Ping, Err(ProbeFailure::Refused));
+    world.probe(B, ProbeKind::Ping, loading());
+    assert_ne!(world.view(B).health, Health::Down, "{}", world.view(B).reason);
+    for _ in 0..2 {
+        world.probe(B, ProbeKind::Ping, loading());
+    }
+    assert_eq!(world.view(B).health, Health::Down);
+}
+
+#[test]
 fn writability_is_proved_anew_after_every_fall() {
     let mut world = World::new(2);
     // Down for its echo, and taking writes all the while; then it dies.
