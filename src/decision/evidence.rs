@@ -55,7 +55,8 @@ pub(super) struct Ping {
     pub(super) rtt: Option<Duration>,
     /// Failures of any kind since the newest good answer.
     pub(super) failures: u32,
-    /// PINGs answered with an error since the newest good answer, to a PING or a write; and the first of them.
+    /// PINGs answered with an error, without a good answer to a PING or a write, or a refused connect, between; and the
+    /// first of them.
     pub(super) rejected: u32,
     pub(super) rejected_since: Option<Moment>,
     /// The newest error answer's first word.
@@ -162,8 +163,7 @@ impl Evidence {
                 ping.ok = Some(now);
                 ping.rtt = Some(*rtt);
                 ping.failures = 0;
-                ping.rejected = 0;
-                ping.rejected_since = None;
+                ping.forget_rejections();
                 ping.refused = 0;
                 self.well(now);
             }
@@ -172,7 +172,7 @@ impl Evidence {
                 self.failed_since = true;
                 ping.failures = ping.failures.saturating_add(1);
                 match failure {
-                    ProbeFailure::Refused => ping.refused = ping.refused.saturating_add(1),
+                    ProbeFailure::Refused => ping.refuse(),
                     ProbeFailure::Rejected(word) => {
                         ping.rejected = ping.rejected.saturating_add(1);
                         ping.rejected_since.get_or_insert(now);
@@ -207,8 +207,7 @@ impl Evidence {
                 }
                 let endpoint = self.endpoint(shard);
                 endpoint.refused = 0;
-                endpoint.rejected = 0;
-                endpoint.rejected_since = None;
+                endpoint.forget_rejections();
                 self.well(now);
             }
             Err(ProbeFailure::Timeout) if tilt => {}
@@ -216,8 +215,7 @@ impl Evidence {
             Err(ProbeFailure::Rejected(word)) => writes.fail(false, word),
             Err(ProbeFailure::Refused) => {
                 self.failed_since = true;
-                let endpoint = self.endpoint(shard);
-                endpoint.refused = endpoint.refused.saturating_add(1);
+                self.endpoint(shard).refuse();
             }
             Err(ProbeFailure::Broken) => self.soften(PassiveEvidence::Broken, now),
         }
@@ -264,7 +262,7 @@ impl Evidence {
                 self.alive = Some(now);
                 self.pings[0].refused = 0;
             }
-            PassiveEvidence::Refused => self.pings[0].refused = self.pings[0].refused.saturating_add(1),
+            PassiveEvidence::Refused => self.pings[0].refuse(),
             PassiveEvidence::ConnectTimeout | PassiveEvidence::ResponseTimeout if tilt => {}
             PassiveEvidence::ConnectTimeout
             | PassiveEvidence::ResponseTimeout
@@ -366,6 +364,19 @@ impl Evidence {
                 beats.lost = true;
             }
         }
+    }
+}
+
+impl Ping {
+    /// Nobody listens: what answered with errors before is gone.
+    fn refuse(&mut self) {
+        self.refused = self.refused.saturating_add(1);
+        self.forget_rejections();
+    }
+
+    fn forget_rejections(&mut self) {
+        self.rejected = 0;
+        self.rejected_since = None;
     }
 }
 
