@@ -150,6 +150,9 @@ async fn a_busy_link_is_no_hold() {
     let rig = two_regions().await;
     let toml = "[hold]\nmax_bytes = \"4MiB\"\nmax_commands = 10\n";
     let sidecar = Sidecar::start(&rig, "balanced", toml).await;
+    // The shared link stands: before that, as at any start, commands are held.
+    let mut first = App::connect(sidecar.addr).await;
+    assert_eq!(first.ask(&["PING"]).await, "+PONG\r\n");
     // 100 MB at once, to a replica that is well: slow, perhaps, but nothing is refused.
     let value = "v".repeat(1_000_000);
     let mut apps = Vec::new();
