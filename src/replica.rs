@@ -2,6 +2,10 @@
 //!
 //! Nothing here does any work; `dial` opens connections to an [`Endpoint`].
 
+mod layout;
+
+pub use layout::{Cell, Layout, Shard, SlotRange, cells};
+
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,6 +34,16 @@ pub struct ShardId(pub u16);
 impl ShardId {
     /// The only shard of a replica that is not sharded.
     pub const ONLY: ShardId = ShardId(0);
+}
+
+/// A cell of the replicas' layouts (see [`Cell`]). Given once in the life of the process: a cell of a new layout that is
+/// the same as one before keeps its id, every other one has a new id.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct CellId(pub u32);
+
+impl CellId {
+    /// The only cell of replicas that are not sharded, or whose layouts are not known yet.
+    pub const ONLY: CellId = CellId(0);
 }
 
 impl fmt::Display for ShardId {

@@ -14,7 +14,7 @@ const RULES: &[(&str, &[&str])] = &[
     ("decision", &["crate::replica"]),
     ("resp", &["bytes", "memchr", "redis_protocol"]),
     // The nouns and the one shared value.
-    ("replica", &[]),
+    ("replica", &["crate::resp::keys::SLOTS"]),
     ("route", &["crate::replica"]),
     // One way to open a connection.
     (
