@@ -3,6 +3,8 @@
 //! Control publishes a [`Route`] through one `watch` channel; each worker applies the newest it sees. A worker
 //! tells control what happens on its links, and when it has let go of an old route, with [`Feedback`].
 
+use std::time::Instant;
+
 use crate::replica::ReplicaId;
 
 /// Counts changes of the route; grows by one at each.
@@ -16,8 +18,12 @@ pub struct Route {
     pub epoch: Epoch,
     /// The active replica: takes the writes, and the reads unless `read` says otherwise.
     pub write: ReplicaId,
-    /// Which replica reads go to, in percent of sessions; sums to 100. One entry outside a staged failback.
+    /// Which replica reads go to, in percent of sessions; sums to 100. One entry, `write` itself, unless reads are
+    /// split off.
     pub read: Vec<(ReplicaId, u8)>,
+    /// A session reads elsewhere only what it has not overtaken: its reads stay with `write` until the [`Progress`] of
+    /// the other replica has passed its last write.
+    pub read_your_writes: bool,
     /// Commands wait (see `proxy::hold`): a planned move is draining, or an operator said so.
     pub holding: bool,
     /// `write` was left because it failed: what was sent to any other replica will not be answered, so links to
@@ -32,10 +38,21 @@ impl Route {
             epoch,
             write,
             read: vec![(write, 100)],
+            read_your_writes: true,
             holding: false,
             abandon_others: false,
         }
     }
+}
+
+/// How far the other replicas have followed the one that takes the writes; proved by heartbeats.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Progress {
+    /// The replica that is followed. Under a route with another `write` this says nothing.
+    pub write: ReplicaId,
+    /// By replica: every write that `write` had answered before this moment is there too, on every shard. `None`: that is
+    /// not known of any moment.
+    pub followed: Vec<Option<Instant>>,
 }
 
 /// What a worker tells control.
@@ -70,6 +87,11 @@ pub enum LinkEvidence {
     ResponseTimeout,
     /// The replica rejected the link's own handshake (AUTH, HELLO, SELECT).
     Rejected,
+    /// An application was answered that the replica, or a shard of it, cannot serve now: `LOADING`, `MASTERDOWN`,
+    /// `CLUSTERDOWN`.
+    Unready,
+    /// An application's command was refused since the replica takes no writes: `READONLY`, `OOM`, `NOREPLICAS`, `MISCONF`.
+    Unwritable,
     /// An answer arrived: the replica was alive just now. Sent at most once a heartbeat interval.
     Alive,
 }

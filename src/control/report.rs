@@ -231,6 +231,7 @@ mod tests {
             epoch: 9,
             write: ReplicaId(1),
             read: vec![(ReplicaId(1), 100)],
+            read_your_writes: true,
             holding: false,
             abandon_others: true,
         };

@@ -263,6 +263,7 @@ impl Control {
             epoch,
             write: order.write,
             read: order.read.clone(),
+            read_your_writes: order.read_your_writes,
             holding: order.holding,
             abandon_others: order.abandon_others,
         }));
@@ -391,6 +392,8 @@ fn passive(seen: LinkEvidence) -> PassiveEvidence {
         LinkEvidence::Broken => PassiveEvidence::Broken,
         LinkEvidence::ResponseTimeout => PassiveEvidence::ResponseTimeout,
         LinkEvidence::Rejected => PassiveEvidence::Rejected,
+        LinkEvidence::Unready => PassiveEvidence::Unready,
+        LinkEvidence::Unwritable => PassiveEvidence::Unwritable,
         LinkEvidence::Alive => PassiveEvidence::Alive,
     }
 }

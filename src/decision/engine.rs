@@ -499,6 +499,7 @@ impl Engine {
             epoch: self.epoch,
             write,
             read: self.read_split(),
+            read_your_writes: true,
             holding,
             abandon_others,
         }));

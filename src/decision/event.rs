@@ -110,6 +110,8 @@ pub enum PassiveEvidence {
     Broken,
     ResponseTimeout,
     Rejected,
+    Unready,
+    Unwritable,
     Alive,
 }
 
@@ -172,6 +174,8 @@ pub struct RouteOrder {
     pub write: ReplicaId,
     /// Percent of sessions by replica that their reads go to; sums to 100.
     pub read: Vec<(ReplicaId, u8)>,
+    /// Sessions read their own writes, wherever they read.
+    pub read_your_writes: bool,
     /// Commands wait.
     pub holding: bool,
     /// The other replicas are given up: links to them are condemned at once.

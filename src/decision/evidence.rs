@@ -267,7 +267,9 @@ impl Evidence {
             PassiveEvidence::ConnectTimeout
             | PassiveEvidence::ResponseTimeout
             | PassiveEvidence::Broken
-            | PassiveEvidence::Rejected => self.soften(seen, now),
+            | PassiveEvidence::Rejected
+            | PassiveEvidence::Unready
+            | PassiveEvidence::Unwritable => self.soften(seen, now),
         }
     }
 
