@@ -21,6 +21,7 @@ mod moment;
 mod moves;
 mod operator;
 mod policy;
+mod recent;
 mod select;
 #[cfg(test)]
 mod sim;

@@ -272,6 +272,7 @@ fn status(active: Option<&str>) -> Status {
                 shard: 0,
                 to_shard: 0,
                 lag_ms: None,
+                lag_p99_ms: None,
                 last_heard_ms: Some(1_700_000_000_001),
                 up: false,
             }],

@@ -71,6 +71,9 @@ pub struct LinkStatus {
     pub to_shard: u16,
     /// Age of the newest heartbeat when it was heard.
     pub lag_ms: Option<f64>,
+    /// The 99th percentile of the newest ages; absent as long as there are too few.
+    #[serde(default)]
+    pub lag_p99_ms: Option<f64>,
     /// When a heartbeat was last heard.
     pub last_heard_ms: Option<u64>,
     /// Whether heartbeats pass in time.

@@ -120,6 +120,7 @@ fn links(view: &ReplicaView, names: &Names, anchor: Anchor) -> Vec<LinkStatus> {
             shard: link.shard.0,
             to_shard: link.to_shard.0,
             lag_ms: link.lag.map(millis),
+            lag_p99_ms: link.usual_lag.map(millis),
             last_heard_ms: link.last_heard.map(|at| anchor.ms(at)),
             up: link.up,
         };
@@ -132,6 +133,9 @@ fn links(view: &ReplicaView, names: &Names, anchor: Anchor) -> Vec<LinkStatus> {
                 known.last_heard_ms = known.last_heard_ms.min(of_cell.last_heard_ms);
                 if known.lag_ms < of_cell.lag_ms {
                     known.lag_ms = of_cell.lag_ms;
+                }
+                if known.lag_p99_ms < of_cell.lag_p99_ms {
+                    known.lag_p99_ms = of_cell.lag_p99_ms;
                 }
             }
             None => links.push(of_cell),

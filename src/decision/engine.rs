@@ -304,10 +304,11 @@ impl Engine {
 
     /// Reads all evidence anew and tells what changed.
     fn refresh(&mut self, now: Moment) {
-        for id in 0..self.replicas.len() {
-            let answers = self.freshly_answers(self.members[id].id, now);
-            let evidence = &mut self.replicas[id].evidence;
-            evidence.age_echoes(&self.windows, now);
+        for id in self.ids() {
+            let answers = self.freshly_answers(id, now);
+            let evidence = &mut self.replicas[id.index()].evidence;
+            let window = |cell| self.links.echo_window(id, cell, &self.windows);
+            evidence.age_echoes(window, &self.windows, now);
             evidence.age_writes(answers, &self.windows, now);
         }
         let changes = self.links.update(&self.windows, now);

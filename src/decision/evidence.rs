@@ -372,17 +372,19 @@ impl Evidence {
 
     /// Calls echoes lost that are past their window: while the subscription stands and heartbeats are being sent. A
     /// subscription that is renewed over and over excuses nothing beyond three windows.
-    pub(super) fn age_echoes(&mut self, windows: &Windows, now: Moment) {
+    /// `window`: by cell, the own link's.
+    pub(super) fn age_echoes(&mut self, window: impl Fn(usize) -> Duration, windows: &Windows, now: Moment) {
         if self.subscribed.is_none() {
             return;
         }
-        for beats in &mut self.beats {
+        for (cell, beats) in self.beats.iter_mut().enumerate() {
+            let window = window(cell);
             let sending = beats.sent.is_some_and(|sent| now.since(sent) < windows.link);
             let past = |since: Option<Moment>, window| since.is_some_and(|at| now.since(at) >= window);
             if sending
                 && beats.unheard >= 2
-                && (past(beats.unheard_since, windows.link)
-                    || past(beats.unheard_ever_since, windows.link.saturating_mul(3)))
+                && (past(beats.unheard_since, window)
+                    || past(beats.unheard_ever_since, window.saturating_mul(3)))
             {
                 beats.lost = true;
             }

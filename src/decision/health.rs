@@ -246,7 +246,7 @@ pub(super) fn judge(
                 shard,
                 sent: beats.unheard,
                 lasting,
-                limit: windows.link,
+                limit: links.echo_window(id, cell, windows),
             };
             return Judgement::new(Level::Past(Cause::EchoLost), finding);
         }
@@ -287,7 +287,8 @@ fn within_windows(
         let lasting = beats
             .unheard_since
             .map_or(Duration::ZERO, |since| now.since(since));
-        if beats.unheard >= 2 && lasting >= windows.echo_suspect {
+        let patience = windows.echo_suspect.max(echo.window(windows) / 2);
+        if beats.unheard >= 2 && lasting >= patience {
             let finding = Finding::EchoMissing {
                 shard,
                 sent: beats.unheard,

@@ -71,6 +71,8 @@ pub struct LinkView {
     pub to_shard: ShardId,
     /// Age of the newest heartbeat when it was heard.
     pub lag: Option<Duration>,
+    /// The 99th percentile of the newest ages.
+    pub usual_lag: Option<Duration>,
     /// When a heartbeat was last heard.
     pub last_heard: Option<Instant>,
     /// Whether heartbeats pass in time.

@@ -53,6 +53,7 @@ impl Engine {
                 shard: path.shard,
                 to_shard: path.to_shard,
                 lag: link.lag,
+                usual_lag: link.usual_lag(),
                 last_heard: link.heard.map(|heard| heard.real),
                 up: link.up == Some(true),
             })
@@ -117,7 +118,7 @@ impl Engine {
     /// What one link shows.
     pub(super) fn link_words(&self, path: Path, now: Moment) -> String {
         let link = self.links.at(path);
-        let limit = Secs(self.windows.link);
+        let limit = Secs(link.window(&self.windows));
         match (link.up, link.lag) {
             (Some(true), Some(lag)) if link.lagging => {
                 format!(

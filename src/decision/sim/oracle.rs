@@ -32,7 +32,9 @@ pub(super) struct Bounds {
     write: Duration,
     /// A replica that does not answer is no longer called healthy by then.
     suspect: Duration,
-    /// A link that delivers nothing fresh is called down by then.
+    /// A heartbeat of this age is fresh.
+    fresh: Duration,
+    /// A link that delivers nothing fresh, and was never slow, is called down by then.
     link: Duration,
     /// All is known of a replica that has been well for so long.
     settle: Duration,
@@ -48,9 +50,16 @@ impl Bounds {
             blind: silence * 3 / 2 + policy.probe_interval * 2 + MS * 300,
             suspect: (silence / 2).max(policy.probe_interval * 3 / 2) + policy.probe_interval + MS * 300,
             write: silence + policy.probe_interval * 3 + setup.probe_timeout * 2 + MS * 300,
+            fresh: policy.heartbeat_timeout,
             link: link + policy.heartbeat_timeout + MS * 300,
             settle: silence * 3 + policy.heartbeat_interval * 5 + setup.probe_timeout * 2 + MS * 300,
         }
+    }
+
+    /// The same for a link that may be used to being slow.
+    fn link_between(&self, world: &World, a: ReplicaId, b: ReplicaId) -> Duration {
+        let slowest = world.slowest(a, b, self.fresh);
+        self.link.max(slowest * 3 + self.link / 2 + MS * 300)
     }
 }
 
