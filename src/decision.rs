@@ -21,7 +21,9 @@ mod moment;
 mod moves;
 mod operator;
 mod policy;
+mod reads;
 mod recent;
+mod rtt;
 mod select;
 #[cfg(test)]
 mod sim;

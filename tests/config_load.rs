@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pulsegate::config::{self, Bind, Config, Flags, Loaded, LogFormat, Problems, Sources};
-use pulsegate::decision::{FailbackMode, OnFenceTimeout, OnIsolated};
+use pulsegate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, OnSlow, ReadsTo};
 use pulsegate::replica::Address;
 use tempfile::TempDir;
 
@@ -107,7 +107,13 @@ fn everything_has_the_default_of_the_design() {
     assert_eq!(config.policy.on_fence_timeout, OnFenceTimeout::Abort);
     assert_eq!(config.policy.dwell, ms(10_000));
     assert_eq!(config.policy.on_isolated, OnIsolated::Stay);
-    assert_eq!(config.policy.failback, FailbackMode::Immediate);
+    assert_eq!(config.policy.on_slow, OnSlow::Stay);
+    assert_eq!(config.policy.reads, ReadsTo::Active);
+    assert_eq!(config.policy.failback, FailbackMode::Staged);
+    assert_eq!(config.policy.read_steps, [10, 50, 100]);
+    assert_eq!(config.policy.soak, ms(30_000));
+    assert!(config.policy.read_your_writes);
+    assert_eq!(config.policy.latency_margin, ms(100));
     assert_eq!(config.policy.grace, ms(60_000));
     assert_eq!(config.policy.lag_tolerance, ms(500));
     assert_eq!(config.hold.timeout, ms(2000));
@@ -272,7 +278,7 @@ fn each_error_says_where_what_and_what_would_be_right() {
     const DURATION: &str = r#"write e.g. "250ms", "3s", "1m""#;
     const SIZE: &str = r#"write e.g. "512KiB", "64MiB" or a number of bytes"#;
     const BIND: &str = r#"write e.g. "127.0.0.1:6379", "[::1]:6379" or "unix:/run/pulsegate/redis.sock""#;
-    const NOT_BUILT: &str = "not built yet in this version";
+    const STEPS: &str = "write percentages that grow and end with 100, e.g. [10, 50, 100]";
     let cases: Vec<(&str, &str, String)> = vec![
         // Durations
         ("[detection]", r#"heartbeat_interval = "5 parsecs""#, format!(": not a duration; {DURATION}")),
@@ -315,8 +321,12 @@ fn each_error_says_where_what_and_what_would_be_right() {
         // What must fit together
         ("[detection]", r#"heartbeat_timeout = "700ms""#, ": must be at least twice heartbeat_interval (500ms), so that one lost heartbeat is not a verdict".to_owned()),
         ("[detection]", r#"heartbeat_interval = "2s""#, ": must be at most half of heartbeat_timeout (3s), so that one lost heartbeat is not a verdict".to_owned()),
-        // Not built yet
-        ("[failback]", r#"mode = "staged""#, format!(r#": {NOT_BUILT}; write "immediate" or "manual""#)),
+        // Steps
+        ("[failback]", r#"mode = "stages""#, r#": did you mean "staged"? write "staged", "immediate" or "manual""#.to_owned()),
+        ("[failback]", "read_steps = [10]", format!(": {STEPS}")),
+        ("[failback]", "read_steps = [50, 10, 100]", format!(": {STEPS}")),
+        ("[failback]", "read_steps = [0, 100]", format!(": {STEPS}")),
+        ("[failback]", r#"read_steps = ["a"]"#, format!(": not whole numbers; {STEPS}")),
     ];
     for (section, line, want) in cases {
         let (key, value) = line.split_once(" = ").expect("a key and a value");
@@ -359,8 +369,6 @@ fn keys_of_parts_that_are_not_built_yet_are_refused_as_such() {
     for (text, key) in [
         ("[listener]\ntls = { cert = \"x\" }", "listener.tls"),
         ("[listener]\nauth = { users = [] }", "listener.auth"),
-        ("[failback]\nread_steps = [10]", "failback.read_steps"),
-        ("[failback]\nsoak = \"30s\"", "failback.soak"),
         ("[coordination]\nmode = \"etcd\"", "coordination"),
     ] {
         let lines = problems(&format!("{REPLICAS}{text}"));
@@ -1001,6 +1009,12 @@ const OTHER_VALUES: &[(&str, &str)] = &[
     ("failover.dwell", "7s"),
     ("failover.on_isolated", "leave"),
     ("failback.mode", "manual"),
+    ("failback.read_steps", "20,100"),
+    ("failback.soak", "5s"),
+    ("failback.read_your_writes", "false"),
+    ("failback.latency_margin", "5ms"),
+    ("failover.on_slow", "leave"),
+    ("upstream.reads", "nearest"),
     ("failback.grace", "7s"),
     ("failback.lag_tolerance", "7s"),
     ("hold.timeout", "7s"),
@@ -1066,7 +1080,7 @@ fn every_key_that_differs_is_noticed() {
         assert_eq!(keys, [shown], "{key} = {value}");
         let live = key.starts_with("failover.")
             || key.starts_with("failback.")
-            || *key == "log.level"
+            || ["log.level", "upstream.reads"].contains(key)
             || [
                 "detection.heartbeat_interval",
                 "detection.heartbeat_timeout",

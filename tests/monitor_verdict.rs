@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pulsegate::control::{self, Handle, Setup, Wires};
-use pulsegate::decision::{FailbackMode, Member, OnFenceTimeout, OnIsolated, Policy};
+use pulsegate::decision::{FailbackMode, Member, OnFenceTimeout, OnIsolated, OnSlow, Policy, ReadsTo};
 use pulsegate::dial::Dialer;
 use pulsegate::metrics::Metrics;
 use pulsegate::monitor::{Identity, Monitor, Settings, Target};
@@ -37,6 +37,12 @@ fn policy() -> Policy {
         failback: FailbackMode::Manual,
         grace: Duration::from_secs(60),
         lag_tolerance: Duration::from_millis(500),
+        on_slow: OnSlow::Stay,
+        reads: ReadsTo::Active,
+        read_your_writes: true,
+        read_steps: vec![10, 50, 100],
+        soak: Duration::from_secs(3),
+        latency_margin: Duration::from_millis(100),
         tilt_after: Duration::from_secs(2),
     }
 }

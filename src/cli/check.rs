@@ -86,8 +86,13 @@ fn write_summary(out: &mut String, config: &Config) -> std::fmt::Result {
         out,
         "failback   {} after {} of proof; lag up to {} is in sync",
         match policy.failback {
-            FailbackMode::Immediate => "immediate",
-            FailbackMode::Manual => "by hand,",
+            FailbackMode::Staged => format!(
+                "reads in steps of {:?} % for {}, then writes,",
+                policy.read_steps,
+                format_duration(policy.soak)
+            ),
+            FailbackMode::Immediate => "immediate".to_owned(),
+            FailbackMode::Manual => "by hand,".to_owned(),
         },
         format_duration(policy.grace),
         format_duration(policy.lag_tolerance),

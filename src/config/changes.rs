@@ -56,6 +56,7 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
     note("upstream.mode", false, links_a.mode == links_b.mode);
     let same = links_a.shared_links == links_b.shared_links;
     note("upstream.shared_links", false, same);
+    note("upstream.reads", true, a.reads == b.reads);
     let same = a.heartbeat_interval == b.heartbeat_interval;
     note("detection.heartbeat_interval", true, same);
     let same = a.heartbeat_timeout == b.heartbeat_timeout;
@@ -78,8 +79,15 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
     note("failover.on_fence_timeout", true, same);
     note("failover.dwell", true, a.dwell == b.dwell);
     note("failover.on_isolated", true, a.on_isolated == b.on_isolated);
+    note("failover.on_slow", true, a.on_slow == b.on_slow);
     note("failback.mode", true, a.failback == b.failback);
     note("failback.grace", true, a.grace == b.grace);
+    note("failback.read_steps", true, a.read_steps == b.read_steps);
+    note("failback.soak", true, a.soak == b.soak);
+    let same = a.read_your_writes == b.read_your_writes;
+    note("failback.read_your_writes", true, same);
+    let same = a.latency_margin == b.latency_margin;
+    note("failback.latency_margin", true, same);
     note("failback.lag_tolerance", true, a.lag_tolerance == b.lag_tolerance);
 
     let (a, b) = (&old.hold, &new.hold);

@@ -37,6 +37,8 @@ pub(super) enum Kind {
     Size(u64, u64),
     /// A whole number from, to.
     Count(u64, u64),
+    /// A list of growing percentages that ends with 100; in the environment "10,50,100".
+    Steps,
     /// true or false.
     Switch,
     /// One of these words.
@@ -100,6 +102,7 @@ pub(super) const KEYS: &[Key] = &[
     bare("replica.rest", Kind::NotBuilt),
     key("upstream.mode", Kind::OneOf(&["shared", "dedicated"]), "shared"),
     key("upstream.shared_links", Kind::Count(1, 64), "1"),
+    key("upstream.reads", Kind::OneOf(&["active", "nearest"]), "active"),
     key(
         "detection.profile",
         Kind::OneOf(&["fast", "balanced", "patient"]),
@@ -120,15 +123,18 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key("failover.dwell", Kind::Duration(0, 24 * HOUR), "10s"),
     key("failover.on_isolated", Kind::OneOf(&["stay", "leave"]), "stay"),
+    key("failover.on_slow", Kind::OneOf(&["stay", "leave"]), "stay"),
     key(
         "failback.mode",
-        Kind::OneOfSome(&["immediate", "manual"], &["staged"]),
-        "immediate",
+        Kind::OneOf(&["staged", "immediate", "manual"]),
+        "staged",
     ),
     key("failback.grace", Kind::Duration(0, 24 * HOUR), "60s"),
-    bare("failback.read_steps", Kind::NotBuilt),
-    bare("failback.soak", Kind::NotBuilt),
+    key("failback.read_steps", Kind::Steps, "10,50,100"),
+    key("failback.soak", Kind::Duration(0, 24 * HOUR), "30s"),
+    key("failback.read_your_writes", Kind::Switch, "true"),
     key("failback.lag_tolerance", Kind::Duration(1, HOUR), "500ms"),
+    key("failback.latency_margin", Kind::Duration(1, MINUTE), "100ms"),
     key("hold.timeout", Kind::Duration(0, 10 * MINUTE), "2s"),
     key("hold.max_commands", Kind::Count(1, 10_000_000), "10000"),
     key("hold.max_bytes", Kind::Size(1024, 1024 * GIB), "64MiB"),

@@ -21,6 +21,7 @@ pub(super) enum Value {
     Bind(Bind),
     Address(SocketAddr),
     Url(Url),
+    Steps(Vec<u8>),
 }
 
 const DURATION: &str = r#"write e.g. "250ms", "3s", "1m""#;
@@ -41,6 +42,7 @@ pub(super) fn read(kind: Kind, raw: &Raw) -> Result<Value, String> {
         Kind::Duration(from, to) => duration(raw, from, to).map(Value::Duration),
         Kind::Size(from, to) => size(raw, from, to).map(Value::Number),
         Kind::Count(from, to) => count(raw, from, to).map(Value::Number),
+        Kind::Steps => steps(raw).map(Value::Steps),
         Kind::Switch => match raw {
             Raw::Bool(value) => Ok(Value::Switch(*value)),
             _ => Err("write true or false".to_owned()),
@@ -82,6 +84,31 @@ fn duration(raw: &Raw, from: u64, to: u64) -> Result<Duration, String> {
         });
     }
     Ok(value)
+}
+
+/// Percentages that grow up to 100.
+fn steps(raw: &Raw) -> Result<Vec<u8>, String> {
+    const STEPS: &str = "write percentages that grow and end with 100, e.g. [10, 50, 100]";
+    let numbers: Option<Vec<u64>> = match raw {
+        Raw::Text(text) => {
+            let items = text
+                .trim()
+                .trim_start_matches('[')
+                .trim_end_matches(']')
+                .split(',');
+            items.map(|item| item.trim().parse().ok()).collect()
+        }
+        Raw::Integer(..) => integer(raw).map(|number| vec![number]),
+        Raw::List(items) => items.iter().map(|item| integer(&item.raw)).collect(),
+        other => return Err(format!("{} where a list is needed; {STEPS}", other.noun())),
+    };
+    let numbers = numbers.ok_or_else(|| format!("not whole numbers; {STEPS}"))?;
+    let grows = numbers.windows(2).all(|pair| pair[0] < pair[1]);
+    let steps: Option<Vec<u8>> = numbers.iter().map(|&number| u8::try_from(number).ok()).collect();
+    match steps {
+        Some(steps) if grows && steps.first() > Some(&0) && steps.last() == Some(&100) => Ok(steps),
+        _ => Err(STEPS.to_owned()),
+    }
 }
 
 fn size(raw: &Raw, from: u64, to: u64) -> Result<u64, String> {

@@ -252,6 +252,14 @@ impl Values {
         }
     }
 
+    /// The percentages of `path`, or their default.
+    pub(super) fn steps(&self, path: &str) -> Vec<u8> {
+        match self.or_default(path) {
+            Value::Steps(steps) => steps,
+            other => unreachable!("{path} is no list of percentages: {other:?}"),
+        }
+    }
+
     /// The addresses of `path` with where each was given; its default when nothing was.
     pub(super) fn binds(&self, path: &str) -> Vec<(Bind, Option<&Given>)> {
         let mut binds = Vec::new();
@@ -281,6 +289,7 @@ impl Values {
             Some(Value::Number(value)) => Value::Number(*value),
             Some(Value::Switch(value)) => Value::Switch(*value),
             Some(Value::Address(value)) => Value::Address(*value),
+            Some(Value::Steps(steps)) => Value::Steps(steps.clone()),
             Some(Value::Bind(_) | Value::Url(_)) | None => default_of(&schema_path(path)),
         }
     }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::view::{Names, switch_status};
-use crate::decision::{Event, Fitness, Health, RouteOrder, SwitchReason};
+use crate::decision::{Event, FailbackStep, Fitness, Health, RouteOrder, SwitchReason};
 use crate::replica::ReplicaId;
 
 /// How loud an event is in the log.
@@ -108,11 +108,11 @@ pub(super) fn event(event: &Event, names: &Names, at: u64) -> Report {
             message: format!("move from {} to {} {what}", names.of(*from), names.of(*to)),
             details: json!({ "from": names.of(*from), "to": names.of(*to), "what": what }),
         },
-        Event::Failback { to, what } => Report {
+        Event::Failback { to, step, what } => Report {
             kind: "failback",
-            severity: Severity::Info,
+            severity: warn_if(matches!(step, FailbackStep::RolledBack | FailbackStep::CalledOff)),
             message: format!("failback to {}: {what}", names.of(*to)),
-            details: json!({ "to": names.of(*to), "what": what }),
+            details: json!({ "to": names.of(*to), "step": step.word(), "what": what }),
         },
         Event::Tilt { on, why } => Report {
             kind: "tilt",

@@ -268,7 +268,10 @@ impl Control {
             abandon_others: order.abandon_others,
         }));
         self.sinks.metrics.control.active(order.write);
-        self.sinks.metrics.control.route(order.epoch, order.holding);
+        self.sinks
+            .metrics
+            .control
+            .route(order.epoch, &order.read, order.holding);
         let report = report::route(order, &self.names);
         self.tell(report, now);
     }
@@ -385,7 +388,8 @@ impl Control {
             } => metrics.link(*from, *to, *shard, *up),
             Event::Switched(switched) => metrics.switched(switched),
             Event::Tilt { on, .. } => metrics.tilt(*on),
-            Event::Move { .. } | Event::Failback { .. } | Event::Pinned { .. } => {}
+            Event::Failback { step, .. } => metrics.failback(*step),
+            Event::Move { .. } | Event::Pinned { .. } => {}
         }
     }
 }

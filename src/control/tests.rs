@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::status::{EventRecord, Status};
 use super::*;
-use crate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, ProbeKind};
+use crate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, OnSlow, ProbeKind, ReadsTo};
 use crate::replica::{Address, CellId, Endpoint, Replica, ShardId};
 use crate::route::{Epoch, LinkEvidence};
 
@@ -31,6 +31,12 @@ fn policy() -> Policy {
         failback: FailbackMode::Manual,
         grace: Duration::from_secs(5),
         lag_tolerance: Duration::from_millis(100),
+        on_slow: OnSlow::Stay,
+        reads: ReadsTo::Active,
+        read_your_writes: true,
+        read_steps: vec![10, 50, 100],
+        soak: Duration::from_secs(3),
+        latency_margin: Duration::from_millis(100),
         tilt_after: Duration::from_secs(1),
     }
 }

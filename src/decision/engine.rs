@@ -21,6 +21,7 @@ use super::links::{Change, Heard, Links};
 use super::moment::{Clock, Moment};
 use super::moves::Move;
 use super::policy::Policy;
+use super::reads::Nearest;
 use super::tilt::Tilt;
 use super::timer::{Timer, Timers};
 use super::windows::Windows;
@@ -74,6 +75,9 @@ pub struct Engine {
     /// Of the newest fence.
     pub(super) fence_id: u64,
     pub(super) failback: Failback,
+    pub(super) nearest: Nearest,
+    /// As in the newest route.
+    pub(super) published_reads: Vec<(ReplicaId, u8)>,
     /// The active was taken as the best of a bad lot, and was never fit since.
     pub(super) makeshift: bool,
     pub(super) last_automatic: Option<Moment>,
@@ -147,6 +151,8 @@ impl Engine {
             moving: None,
             fence_id: 0,
             failback: Failback::default(),
+            nearest: Nearest::default(),
+            published_reads: Vec::new(),
             makeshift: false,
             last_automatic: None,
             timers: Timers::default(),
@@ -272,7 +278,9 @@ impl Engine {
                 let shard = usize::from(shard.0);
                 match kind {
                     ProbeKind::Ping => state.evidence.ping(shard, &outcome, now, tilt),
-                    ProbeKind::Write => state.evidence.write(shard, &outcome, now, tilt),
+                    ProbeKind::Write => {
+                        state.evidence.write(shard, &outcome, &self.windows, now, tilt);
+                    }
                 }
                 if let Some(tilt) = self.tilt.as_mut().filter(|_| self.active == Some(replica))
                     && kind == ProbeKind::Ping
@@ -311,6 +319,7 @@ impl Engine {
             evidence.age_echoes(window, &self.windows, now);
             evidence.age_writes(answers, &self.windows, now);
         }
+        self.compare_round_trips();
         let changes = self.links.update(&self.windows, now);
         for change in changes
             .iter()
@@ -325,6 +334,17 @@ impl Engine {
             self.tell_link(change, now);
         }
         self.refresh_fitness(now);
+    }
+
+    /// A replica is slow when another one is not: if all are, it is the sidecar's own machine.
+    fn compare_round_trips(&mut self) {
+        let lives = |state: &ReplicaState| state.standing.answers();
+        let slow = |state: &ReplicaState| state.evidence.round_trips.is_slow();
+        let count = self.replicas.iter().filter(|state| lives(state)).count();
+        let all = self.replicas.iter().filter(|state| lives(state)).all(slow);
+        for state in &mut self.replicas {
+            state.evidence.slow = slow(state) && !(all && count > 1);
+        }
     }
 
     fn refresh_health(&mut self, id: ReplicaId, now: Moment) {
@@ -423,6 +443,8 @@ impl Engine {
             self.consider_failover(now);
         }
         self.consider_failback(now);
+        self.consider_reads(now);
+        self.publish_reads();
         self.arm(now);
         if cfg!(debug_assertions) {
             self.check_invariants();
@@ -473,8 +495,10 @@ impl Engine {
             .set(Timer::Move, self.moving.as_ref().map(Move::deadline));
         self.timers
             .set(Timer::Dwell, self.dwell_ends().filter(|&due| due > now.awake));
-        self.timers
-            .set(Timer::Grace, self.grace_ends().filter(|&due| due > now.awake));
+        self.timers.set(
+            Timer::Failback,
+            self.failback_due().filter(|&due| due > now.awake),
+        );
         self.timers.set(
             Timer::Settle,
             self.tilt.map(|tilt| tilt.settles_at(&self.windows)),
@@ -491,24 +515,22 @@ impl Engine {
         let Some(write) = self.active else { return };
         self.epoch += 1;
         self.holding = holding;
+        self.published_reads = self.read_split();
         self.outputs.push_back(Output::Route(RouteOrder {
             epoch: self.epoch,
             write,
-            read: self.read_split(),
-            read_your_writes: true,
+            read: self.published_reads.clone(),
+            read_your_writes: self.policy.read_your_writes,
             holding,
             abandon_others,
         }));
     }
 
-    /// Which replica reads go to. A staged failback will split it here; until then all go to the active.
-    pub(super) fn read_split(&self) -> Vec<(ReplicaId, u8)> {
-        self.active.map(|active| vec![(active, 100)]).unwrap_or_default()
-    }
-
     /// Changes the active replica: route, event and bookkeeping.
     pub(super) fn take(&mut self, taking: Taking, now: Moment) {
         let from = self.active.replace(taking.to);
+        self.failback.end_trial();
+        self.nearest = Nearest::default();
         if let Some(tilt) = &mut self.tilt {
             tilt.active_changed();
         }

@@ -264,10 +264,12 @@ pub enum Event {
         /// `started: …`, `called off: …`, in words.
         what: String,
     },
-    /// Failback progress: the grace began, was reset, ended; the step reached.
+    /// Failback progress.
     Failback {
         /// The preferred replica.
         to: ReplicaId,
+        /// What it has come to.
+        step: FailbackStep,
         /// In words.
         what: String,
     },
@@ -363,6 +365,26 @@ words! {
 }
 
 words! {
+    /// What a failback has come to.
+    FailbackStep {
+        /// The proof is complete: the grace began.
+        Grace = "grace",
+        /// The proof broke before the grace was over.
+        Reset = "reset",
+        /// Another share of the sessions reads from the preferred replica.
+        Reads = "reads",
+        /// Reads are back with the active replica.
+        RolledBack = "rolled_back",
+        /// Everything was proved: the fenced move of the writes begins.
+        Writes = "writes",
+        /// That move was called off.
+        CalledOff = "called_off",
+        /// An operator chose the active replica.
+        Suspended = "suspended",
+    }
+}
+
+words! {
     /// Which rule changed the active replica.
     SwitchReason {
         /// The first choice after start.
@@ -379,6 +401,8 @@ words! {
         Unwritable = "unwritable",
         /// The active is isolated and the policy says leave.
         Isolated = "isolated",
+        /// The active answers far slower than it uses to and the policy says leave.
+        Slow = "slow",
         /// Every replica is bad; this one is the best left.
         LastSurvivor = "last_survivor",
         /// Proved recovery of the preferred replica.

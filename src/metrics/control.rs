@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    core::Collector,
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, core::Collector,
 };
 
-use crate::decision::{Fitness, Health, ProbeKind, SwitchReason, Switched};
+use crate::decision::{FailbackStep, Fitness, Health, ProbeKind, SwitchReason, Switched};
 use crate::replica::{ReplicaId, ShardId};
 
 /// Replication lag, from one data centre to across the world and into trouble.
@@ -36,6 +36,8 @@ const NOWHERE: &str = "none";
 pub struct ControlMetrics {
     names: Vec<Arc<str>>,
     active: IntGaugeVec,
+    read_share: GaugeVec,
+    failback_steps: IntCounterVec,
     pinned: IntGaugeVec,
     health: IntGaugeVec,
     fitness: IntGaugeVec,
@@ -69,6 +71,22 @@ impl ControlMetrics {
                 "active",
                 "1 for the replica that takes the writes.",
                 &["replica"],
+            )?,
+            read_share: registered(
+                r,
+                GaugeVec::new(
+                    opts(
+                        "read_share",
+                        "Share of the sessions, 0 to 1, whose reads go to a replica.",
+                    ),
+                    &["replica"],
+                )?,
+            )?,
+            failback_steps: counters(
+                r,
+                "failback_steps_total",
+                "What failbacks came to: grace, reset, reads, rolled_back, writes, called_off, suspended.",
+                &["step"],
             )?,
             pinned: gauges(
                 r,
@@ -187,6 +205,9 @@ impl ControlMetrics {
     fn start_at_zero(&self) {
         let shard = ShardId::ONLY.to_string();
         let startup = SwitchReason::Startup.word();
+        for step in FailbackStep::ALL {
+            self.failback_steps.with_label_values(&[step.word()]);
+        }
         for applied in [true, false] {
             self.config_reloads.with_label_values(&[reload_word(applied)]);
         }
@@ -194,6 +215,7 @@ impl ControlMetrics {
             let to = to.as_ref();
             self.active.with_label_values(&[to]);
             self.pinned.with_label_values(&[to]);
+            self.read_share.with_label_values(&[to]);
             self.heartbeats_sent.with_label_values(&[to]);
             self.switches.with_label_values(&[NOWHERE, to, startup]);
             for probe in [ProbeKind::Ping, ProbeKind::Write] {
@@ -230,6 +252,11 @@ impl ControlMetrics {
             self.names.iter().map(AsRef::as_ref),
             self.name(replica),
         );
+    }
+
+    /// A failback has come to this.
+    pub fn failback(&self, step: FailbackStep) {
+        self.failback_steps.with_label_values(&[step.word()]).inc();
     }
 
     /// `replica` is pinned now; `None`: no replica is.
@@ -326,7 +353,14 @@ impl ControlMetrics {
     }
 
     /// The newest route.
-    pub fn route(&self, epoch: u64, holding: bool) {
+    pub fn route(&self, epoch: u64, read: &[(ReplicaId, u8)], holding: bool) {
+        for (index, name) in self.names.iter().enumerate() {
+            let share = read.iter().find(|(replica, _)| replica.index() == index);
+            let percent = share.map_or(0, |(_, percent)| *percent);
+            self.read_share
+                .with_label_values(&[name.as_ref()])
+                .set(f64::from(percent) / 100.0);
+        }
         self.epoch.set(i64::try_from(epoch).unwrap_or(i64::MAX));
         self.holding.set(i64::from(holding));
     }

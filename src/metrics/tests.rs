@@ -186,7 +186,7 @@ fn control_says_which_one_it_is() {
     control.probe_failed(LOCAL, ProbeKind::Ping);
     control.tilt(true);
     control.tilt(true);
-    control.route(17, true);
+    control.route(17, &[], true);
     let text = metrics.render();
     assert_eq!(value(&text, "pulsegate_active{replica=\"local\"}"), 0.0);
     assert_eq!(value(&text, "pulsegate_active{replica=\"remote\"}"), 1.0);
