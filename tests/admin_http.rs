@@ -244,6 +244,7 @@ fn replica(id: u8, name: &str) -> Replica {
             tls: None,
             credentials: None,
         }),
+        rest: None,
     }
 }
 

@@ -67,6 +67,7 @@ impl Sidecar {
                     tls: None,
                     credentials: None,
                 }),
+                rest: None,
             })
             .collect();
         let targets: Vec<Target> = replicas

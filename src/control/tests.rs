@@ -48,6 +48,7 @@ fn replica(id: ReplicaId, name: &str) -> Replica {
             tls: None,
             credentials: None,
         }),
+        rest: None,
     }
 }
 

@@ -18,6 +18,7 @@ fn replica(id: u8, name: &str) -> Replica {
             tls: None,
             credentials: None,
         }),
+        rest: None,
     }
 }
 
