@@ -22,6 +22,7 @@ mod moves;
 mod operator;
 mod policy;
 mod recent;
+mod rest;
 mod select;
 #[cfg(test)]
 mod sim;

@@ -76,6 +76,7 @@ impl Sidecar {
                 id: replica.id,
                 name: Arc::clone(&replica.name),
                 dialer: Dialer::new(Arc::clone(&replica.endpoint)).unwrap(),
+                rest: None,
             })
             .collect();
         let members = replicas
@@ -84,6 +85,7 @@ impl Sidecar {
                 id: replica.id,
                 name: Arc::clone(&replica.name),
                 weight: replica.weight,
+                rest: None,
             })
             .collect();
         let (evidence, inputs) = mpsc::channel(1024);

@@ -142,6 +142,7 @@ fn twice(findings: &mut Findings<'_>, count: usize) {
 }
 
 /// The TLS keys of one endpoint.
+#[derive(Clone, Copy)]
 pub(super) struct TlsKeys<'a> {
     /// Where they stand.
     pub(super) section: &'a str,

@@ -75,6 +75,7 @@ impl World {
                 id: replica.id,
                 name: Arc::clone(&replica.name),
                 weight: replica.weight,
+                rest: None,
             })
             .collect();
         let (inputs, from_monitor) = mpsc::channel(64);

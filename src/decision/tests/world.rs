@@ -35,6 +35,7 @@ impl World {
             id: ReplicaId(i),
             name: char::from(b'a' + i).to_string().into(),
             weight: 100,
+            rest: None,
         });
         let now = Instant::now();
         let mut world = World {
