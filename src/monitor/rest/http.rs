@@ -140,7 +140,10 @@ async fn read(
         Err(error) if error.is::<LengthLimitError>() => {
             return Err(format!("{status}, with more than {} KiB", body_max / 1024));
         }
-        Err(error) => return Err(format!("{status}, and then the answer broke off: {error}")),
+        Err(error) => {
+            let why = error.downcast_ref().map_or_else(|| error.to_string(), words);
+            return Err(format!("{status}, and then the answer broke off: {why}"));
+        }
     };
     Ok((Answer { status, body }, location))
 }
