@@ -204,13 +204,16 @@ pub(super) fn names_in(path: &str) -> Vec<&'static str> {
     names
 }
 
-/// The sections other than `path` in which `name` is a key.
+/// The sections other than `path` in which `name` is a key, those at the top first.
 pub(super) fn sections_with(name: &str, path: &str) -> Vec<&'static str> {
-    KEYS.iter()
+    let mut sections: Vec<&'static str> = KEYS
+        .iter()
         .filter_map(|key| key.path.rsplit_once('.'))
         .filter(|(section, last)| *last == name && *section != path)
         .map(|(section, _)| section)
-        .collect()
+        .collect();
+    sections.sort_by_key(|section| section.matches('.').count());
+    sections
 }
 
 fn is_below(key: &str, section: &str) -> bool {
