@@ -18,6 +18,7 @@ use crate::decision::Member;
 use crate::dial::{DialError, Dialer};
 use crate::metrics::Metrics;
 use crate::proxy::{self, Proxy, Stop};
+use crate::replica::{Replica, Rest};
 use crate::{admin, control, monitor};
 
 mod descriptors;
@@ -103,6 +104,7 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
             }),
         })
         .collect::<Result<Vec<_>, Error>>()?;
+    let targets = targets(&replicas)?;
     let admin_listener = TcpListener::bind(config.admin.bind)
         .await
         .map_err(|source| Error::Admin {
@@ -126,14 +128,6 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
     drop(feedback);
 
     let (inputs, evidence) = mpsc::channel(INPUTS);
-    let targets: Vec<monitor::Target> = replicas
-        .iter()
-        .map(|(replica, dialer)| monitor::Target {
-            id: replica.id,
-            name: Arc::clone(&replica.name),
-            dialer: dialer.clone(),
-        })
-        .collect();
     let pace = pace(&config);
     let monitor = Arc::new(monitor::Monitor::spawn(
         &targets,
@@ -160,6 +154,7 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
                     id: r.id,
                     name: Arc::clone(&r.name),
                     weight: r.weight,
+                    rest: r.rest.as_ref().map(|rest| rest.interval),
                 })
                 .collect(),
             workers,
@@ -224,6 +219,25 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
     shutdown.send_replace(true);
     let _ = tokio::join!(serving, governing, reloading);
     Ok(())
+}
+
+/// What the monitor is to watch.
+fn targets(replicas: &[(Replica, Dialer)]) -> Result<Vec<monitor::Target>, Error> {
+    let target = |(replica, dialer): &(Replica, Dialer)| {
+        let address = &replica.endpoint.address;
+        let check = |rest: &Arc<Rest>| monitor::RestCheck::new(Arc::clone(rest), address.clone());
+        let rest = replica.rest.as_ref().map(check).transpose();
+        Ok(monitor::Target {
+            id: replica.id,
+            name: Arc::clone(&replica.name),
+            dialer: dialer.clone(),
+            rest: rest.map_err(|source| Error::Replica {
+                replica: replica.name.to_string(),
+                source,
+            })?,
+        })
+    };
+    replicas.iter().map(target).collect()
 }
 
 /// The monitor's pace under `config`.

@@ -23,6 +23,7 @@ mod operator;
 mod policy;
 mod reads;
 mod recent;
+mod rest;
 mod rtt;
 mod select;
 #[cfg(test)]

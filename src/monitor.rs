@@ -1,6 +1,6 @@
-//! EVIDENCE: heartbeats and probes.
+//! EVIDENCE: heartbeats, probes, and what a replica's cluster says of it.
 //!
-//! Owns three connections to each replica and nothing else of it: one that asks (`probe`: PING), one that speaks
+//! Owns three connections to each replica and, where it is configured, one to its cluster's REST API, and nothing else of it: one that asks (`probe`: PING), one that speaks
 //! (`voice`: heartbeats, fences, the write probe) and one that listens (`ear`: the heartbeats of every replica). They
 //! are apart because a server that pauses writes stalls everything behind a write on the same connection, while it
 //! still answers a PING elsewhere. Every replica has tasks of its own, so that a hung one delays no other.
@@ -35,9 +35,11 @@ mod ear;
 mod message;
 mod probe;
 mod reach;
+mod rest;
 mod voice;
 
 pub use message::Identity;
+pub use rest::{Patience, RestCheck};
 
 use message::Channels;
 
@@ -50,6 +52,8 @@ pub struct Target {
     pub name: Arc<str>,
     /// Opens connections to it, and knows the identity to present.
     pub dialer: Dialer,
+    /// Asks its cluster's REST API about it.
+    pub rest: Option<RestCheck>,
 }
 
 /// How the monitor works.
@@ -187,6 +191,10 @@ impl Monitor {
                 )
                 .run(),
             );
+            if let Some(check) = target.rest.clone() {
+                let (common, target) = (Arc::clone(&common), Arc::clone(&target));
+                tasks.spawn(rest::Asking::new(common, target, check).run());
+            }
             tasks.spawn(ear::Ear::new(Arc::clone(&common), target, reach).run());
         }
         Monitor {

@@ -3,8 +3,10 @@
 //! Nothing here does any work; `dial` opens connections to an [`Endpoint`].
 
 mod layout;
+mod rest;
 
 pub use layout::{Cell, Layout, Shard, SlotRange, cells};
+pub use rest::{Database, Rest};
 
 use std::fmt;
 use std::path::PathBuf;
@@ -63,10 +65,12 @@ pub struct Replica {
     pub weight: u32,
     /// Where it is reached, and how.
     pub endpoint: Arc<Endpoint>,
+    /// Its cluster's REST API, when it is to be asked.
+    pub rest: Option<Arc<Rest>>,
 }
 
 /// Where a replica is reached, with the identity Pulsegate itself uses there.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Endpoint {
     /// The transport address.
     pub address: Address,

@@ -244,6 +244,7 @@ fn replica(id: u8, name: &str) -> Replica {
             tls: None,
             credentials: None,
         }),
+        rest: None,
     }
 }
 
@@ -262,6 +263,7 @@ fn status(active: Option<&str>) -> Status {
             reason: "all well".into(),
             since: 1_700_000_000_000,
             rtt_ms: Some(0.25),
+            rest: None,
             shards: vec![ShardStatus {
                 id: 0,
                 echo: true,

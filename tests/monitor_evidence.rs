@@ -41,6 +41,7 @@ fn target(id: ReplicaId, port: u16, password: Option<&str>) -> Target {
         id,
         name: format!("replica-{}", id.0).into(),
         dialer: Dialer::new(Arc::new(endpoint)).unwrap(),
+        rest: None,
     }
 }
 

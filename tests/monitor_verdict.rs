@@ -73,6 +73,7 @@ impl Sidecar {
                     tls: None,
                     credentials: None,
                 }),
+                rest: None,
             })
             .collect();
         let targets: Vec<Target> = replicas
@@ -81,6 +82,7 @@ impl Sidecar {
                 id: replica.id,
                 name: Arc::clone(&replica.name),
                 dialer: Dialer::new(Arc::clone(&replica.endpoint)).unwrap(),
+                rest: None,
             })
             .collect();
         let members = replicas
@@ -89,6 +91,7 @@ impl Sidecar {
                 id: replica.id,
                 name: Arc::clone(&replica.name),
                 weight: replica.weight,
+                rest: None,
             })
             .collect();
         let (evidence, inputs) = mpsc::channel(1024);

@@ -33,6 +33,7 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
         let mut note = |key: &str, same: bool| note(&format!("replica[{i}].{key}"), false, same);
         note("name", a.name == b.name);
         note("weight", a.weight == b.weight);
+        let same_rest = a.rest == b.rest;
         let (a, b) = (&a.endpoint, &b.endpoint);
         note(
             "url",
@@ -49,6 +50,7 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
         if let (Some(a), Some(b)) = (&a.tls, &b.tls) {
             note("tls", a == b);
         }
+        note("rest", same_rest);
     }
 
     let (a, b) = (&old.policy, &new.policy);

@@ -31,6 +31,8 @@ pub(super) enum Kind {
     Address,
     /// `redis://…`; errors never quote it whole.
     Url,
+    /// `https://HOST:PORT`, likewise.
+    HttpUrl,
     /// "250ms"; in milliseconds from, to.
     Duration(u64, u64),
     /// "64MiB"; in bytes from, to.
@@ -39,6 +41,8 @@ pub(super) enum Kind {
     Count(u64, u64),
     /// A list of growing percentages that ends with 100; in the environment "10,50,100".
     Steps,
+    /// A whole number from, to, or "auto".
+    AutoOr(u64, u64),
     /// true or false.
     Switch,
     /// One of these words.
@@ -99,7 +103,16 @@ pub(super) const KEYS: &[Key] = &[
     bare("replica.tls.key", Kind::File),
     bare("replica.tls.server_name", Kind::Text),
     key("replica.tls.insecure_skip_verify", Kind::Switch, "false"),
-    bare("replica.rest", Kind::NotBuilt),
+    bare("replica.rest.url", Kind::HttpUrl),
+    bare("replica.rest.username", Kind::Text),
+    bare("replica.rest.password_file", Kind::File),
+    key("replica.rest.bdb", Kind::AutoOr(1, u32::MAX as u64), "auto"),
+    key("replica.rest.local", Kind::Switch, "false"),
+    key("replica.rest.lag_tolerance", Kind::Duration(1, HOUR), "100ms"),
+    key("replica.rest.interval", Kind::Duration(1000, 10 * MINUTE), "5s"),
+    bare("replica.rest.ca", Kind::File),
+    bare("replica.rest.server_name", Kind::Text),
+    key("replica.rest.insecure_skip_verify", Kind::Switch, "false"),
     key("upstream.mode", Kind::OneOf(&["shared", "dedicated"]), "shared"),
     key("upstream.shared_links", Kind::Count(1, 64), "1"),
     key("upstream.reads", Kind::OneOf(&["active", "nearest"]), "active"),
@@ -197,13 +210,16 @@ pub(super) fn names_in(path: &str) -> Vec<&'static str> {
     names
 }
 
-/// The sections other than `path` in which `name` is a key.
+/// The sections other than `path` in which `name` is a key, those at the top first.
 pub(super) fn sections_with(name: &str, path: &str) -> Vec<&'static str> {
-    KEYS.iter()
+    let mut sections: Vec<&'static str> = KEYS
+        .iter()
         .filter_map(|key| key.path.rsplit_once('.'))
         .filter(|(section, last)| *last == name && *section != path)
         .map(|(section, _)| section)
-        .collect()
+        .collect();
+    sections.sort_by_key(|section| section.matches('.').count());
+    sections
 }
 
 fn is_below(key: &str, section: &str) -> bool {

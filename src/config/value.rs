@@ -39,10 +39,16 @@ pub(super) fn read(kind: Kind, raw: &Raw) -> Result<Value, String> {
             .map_err(|why| format!(r#"{why}; write e.g. "127.0.0.1:9379""#))
             .map(Value::Address),
         Kind::Url => url::parse(text(raw)?).map(Value::Url),
+        Kind::HttpUrl => url::parse_http(text(raw)?).map(Value::Url),
         Kind::Duration(from, to) => duration(raw, from, to).map(Value::Duration),
         Kind::Size(from, to) => size(raw, from, to).map(Value::Number),
         Kind::Count(from, to) => count(raw, from, to).map(Value::Number),
         Kind::Steps => steps(raw).map(Value::Steps),
+        Kind::AutoOr(from, to) => match raw {
+            Raw::Text(text) if text == AUTO => Ok(Value::Text(AUTO.to_owned())),
+            Raw::Integer(..) => count(raw, from, to).map(Value::Number),
+            _ => Err(format!("write \"{AUTO}\" or a whole number from {from} to {to}")),
+        },
         Kind::Switch => match raw {
             Raw::Bool(value) => Ok(Value::Switch(*value)),
             _ => Err("write true or false".to_owned()),
@@ -53,6 +59,9 @@ pub(super) fn read(kind: Kind, raw: &Raw) -> Result<Value, String> {
         Kind::NotBuilt => Err(NOT_BUILT.to_owned()),
     }
 }
+
+/// The word of [`Kind::AutoOr`].
+const AUTO: &str = "auto";
 
 /// The answer to a key whose part does not exist yet.
 pub(super) const NOT_BUILT: &str = "not built yet in this version";

@@ -143,7 +143,7 @@ fn subject(kind: Kind, raw: &Raw, shown: &str) -> String {
     match (kind, raw) {
         (Kind::NotBuilt, _) => shown.to_owned(),
         // A URL is shown by rules of its own, whatever it looks like.
-        (Kind::Url, Raw::Text(text)) => format!("{shown} = {:?}", url::shown(text)),
+        (Kind::Url | Kind::HttpUrl, Raw::Text(text)) => format!("{shown} = {:?}", url::shown(text)),
         (_, raw) => format!("{shown} = {}", raw.shown()),
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::view::{Names, switch_status};
-use crate::decision::{Event, FailbackStep, Fitness, Health, RouteOrder, SwitchReason};
+use crate::decision::{Event, FailbackStep, Fitness, Health, RestState, RouteOrder, SwitchReason};
 use crate::replica::ReplicaId;
 
 /// How loud an event is in the log.
@@ -80,6 +80,22 @@ pub(super) fn event(event: &Event, names: &Names, at: u64) -> Report {
                 "why": why,
             }),
         },
+        Event::Rest {
+            replica,
+            from,
+            to,
+            why,
+        } => {
+            let was = from.map_or(String::new(), |from| format!(", was {from}"));
+            Report {
+                kind: "rest",
+                severity: warn_if(*to != RestState::Available),
+                message: format!("REST check of {}: {to}{was}: {why}", names.of(*replica)),
+                details: json!({
+                    "replica": names.of(*replica), "from": from.map(RestState::word), "to": to.word(), "why": why,
+                }),
+            }
+        }
         Event::Switched(switched) => {
             let planned = matches!(
                 switched.reason,
@@ -224,6 +240,34 @@ mod tests {
                 "why": "3 refused connects", "at": 1_764_047_000_123_u64, "detect_ms": 35.0,
                 "fence_ms": null, "switch_ms": 0.001,
             })
+        );
+    }
+
+    #[test]
+    fn a_rest_check_says_what_it_was_before_if_anything() {
+        let rest = |from, to| Event::Rest {
+            replica: ReplicaId(1),
+            from,
+            to,
+            why: "503 no_quorum".to_owned(),
+        };
+        let first = event(&rest(None, RestState::Available), &names(), 1);
+        assert_eq!(first.message, "REST check of remote: available: 503 no_quorum");
+        assert_eq!((first.kind, first.severity), ("rest", Severity::Info));
+        assert_eq!(first.details["from"], Value::Null);
+        let then = event(
+            &rest(Some(RestState::Available), RestState::Unavailable),
+            &names(),
+            1,
+        );
+        assert_eq!(
+            then.message,
+            "REST check of remote: unavailable, was available: 503 no_quorum"
+        );
+        assert_eq!(then.severity, Severity::Warn);
+        assert_eq!(
+            then.details,
+            json!({"replica": "remote", "from": "available", "to": "unavailable", "why": "503 no_quorum"})
         );
     }
 

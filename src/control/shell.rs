@@ -369,6 +369,7 @@ impl Control {
                 Ok(took) => metrics.probe(*replica, *kind, *took),
                 Err(_) => metrics.probe_failed(*replica, *kind),
             },
+            Input::Rest { replica, outcome } => metrics.rest_check(*replica, outcome.state()),
             Input::Subscribed { .. }
             | Input::Layout(_)
             | Input::Passive { .. }
@@ -387,6 +388,7 @@ impl Control {
                 from, to, shard, up, ..
             } => metrics.link(*from, *to, *shard, *up),
             Event::Switched(switched) => metrics.switched(switched),
+            Event::Rest { replica, to, .. } => metrics.rest(*replica, *to),
             Event::Tilt { on, .. } => metrics.tilt(*on),
             Event::Failback { step, .. } => metrics.failback(*step),
             Event::Move { .. } | Event::Pinned { .. } => {}

@@ -54,6 +54,7 @@ fn replica(id: ReplicaId, name: &str) -> Replica {
             tls: None,
             credentials: None,
         }),
+        rest: None,
     }
 }
 
@@ -80,6 +81,7 @@ impl World {
                 id: replica.id,
                 name: Arc::clone(&replica.name),
                 weight: replica.weight,
+                rest: None,
             })
             .collect();
         let (inputs, from_monitor) = mpsc::channel(64);

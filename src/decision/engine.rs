@@ -22,6 +22,7 @@ use super::moment::{Clock, Moment};
 use super::moves::Move;
 use super::policy::Policy;
 use super::reads::Nearest;
+use super::rest::Rest;
 use super::tilt::Tilt;
 use super::timer::{Timer, Timers};
 use super::windows::Windows;
@@ -39,6 +40,8 @@ pub struct Member {
     pub name: Arc<str>,
     /// The highest is preferred; equal weights go by position.
     pub weight: u32,
+    /// How often its cluster's REST API is asked about it; `None`: never.
+    pub rest: Option<Duration>,
 }
 
 /// All that is known of one replica.
@@ -48,6 +51,8 @@ pub(super) struct ReplicaState {
     pub(super) standing: Standing,
     pub(super) reading: Reading,
     pub(super) damping: Damping,
+    /// When a REST check is configured.
+    pub(super) rest: Option<Rest>,
 }
 
 /// The pure decision engine. See the module `decision` for its rules.
@@ -123,7 +128,7 @@ impl Engine {
             .min_by_key(|member| (std::cmp::Reverse(member.weight), member.id))
             .map_or(ReplicaId(0), |member| member.id);
         let map = CellMap::single(members.len());
-        let replicas = members.iter().map(|_| ReplicaState {
+        let replicas = members.iter().map(|member| ReplicaState {
             evidence: Evidence::new(born),
             standing: Standing::new(born),
             reading: Reading {
@@ -131,6 +136,7 @@ impl Engine {
                 ground: Ground::NotAnswering,
             },
             damping: Damping::default(),
+            rest: member.rest.map(Rest::new),
         });
         let mut engine = Engine {
             replicas: replicas.collect(),
@@ -295,6 +301,7 @@ impl Engine {
                     self.links.subscribed(replica, now);
                 }
             }
+            Input::Rest { replica, outcome } => self.rest_outcome(replica, outcome, now),
             Input::Passive { replica, seen } => self.passive(replica, seen, now),
             Input::Drained { epoch } => self.drained(epoch, now),
             Input::FenceHeard { id, to, cell } => self.fence_heard(id, to, cell, now),
@@ -334,6 +341,7 @@ impl Engine {
             self.tell_link(change, now);
         }
         self.refresh_fitness(now);
+        self.refresh_rest(now);
     }
 
     /// A replica is slow when another one is not: if all are, it is the sidecar's own machine.

@@ -48,6 +48,13 @@ pub enum Input {
         /// The replica that now confirms the subscription.
         replica: ReplicaId,
     },
+    /// The REST API of the replica's cluster was asked.
+    Rest {
+        /// The replica whose database was asked about.
+        replica: ReplicaId,
+        /// What came of it.
+        outcome: RestOutcome,
+    },
     /// The data plane saw something on its links to `replica`.
     Passive {
         /// The links' replica.
@@ -127,6 +134,28 @@ pub enum ProbeFailure {
     Timeout,
     /// The replica answered with an error; its first word (`LOADING`, `NOREPLICAS`, …), for people only.
     Rejected(String),
+}
+
+/// What came of asking a cluster's REST API about a database.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum RestOutcome {
+    /// The cluster says that it is available.
+    Available,
+    /// The cluster says that it is not; in its words.
+    Unavailable(String),
+    /// No answer, or one that says nothing of the database (credentials refused, no such database); in words.
+    Unknown(String),
+}
+
+impl RestOutcome {
+    /// What it is by itself, whatever came before.
+    pub fn state(&self) -> RestState {
+        match self {
+            RestOutcome::Available => RestState::Available,
+            RestOutcome::Unavailable(_) => RestState::Unavailable,
+            RestOutcome::Unknown(_) => RestState::Unknown,
+        }
+    }
 }
 
 /// What the data plane can say; see `route::LinkEvidence` for each.
@@ -250,6 +279,17 @@ pub enum Event {
         to_shard: ShardId,
         /// Whether heartbeats pass in time.
         up: bool,
+        /// Why, in words.
+        why: String,
+    },
+    /// What a cluster's REST API says of a replica changed.
+    Rest {
+        /// Whose.
+        replica: ReplicaId,
+        /// Before; `None`: it had not been asked.
+        from: Option<RestState>,
+        /// Now.
+        to: RestState,
         /// Why, in words.
         why: String,
     },
@@ -381,6 +421,18 @@ words! {
         CalledOff = "called_off",
         /// An operator chose the active replica.
         Suspended = "suspended",
+    }
+}
+
+words! {
+    /// What the REST API of a replica's cluster says of it.
+    RestState {
+        /// No fresh answer.
+        Unknown = "unknown",
+        /// The database is available.
+        Available = "available",
+        /// It is not.
+        Unavailable = "unavailable",
     }
 }
 

@@ -12,10 +12,11 @@
 //! failback, pin or unpin, or until an automatic failover.
 //!
 //! The proof: healthy, not damped, in sync with every live replica, both ways with the active on every shard within
-//! tolerance, writable on every shard; on trial also about as quick as the active. Any break starts the grace again,
-//! takes reads back, and calls a move under way off; so do another active replica, and in the grace an own stall, in which
-//! nobody watched. A relapse soon after a failback, one on trial, or a failback called off doubles the next grace (at
-//! most eight times); a stable stay halves it again.
+//! tolerance, writable on every shard, and called available by its cluster when a REST check is configured (see `rest`);
+//! on trial also about as quick as the active. Any break starts the grace again, takes reads back, and calls a move
+//! under way off; so do another active replica, and in the grace an own stall, in which nobody watched. A relapse soon
+//! after a failback, one on trial, or a failback called off doubles the next grace (at most eight times); a stable stay
+//! halves it again.
 //!
 //! The trial (`FailbackMode::Staged`): a growing share of the sessions reads from the preferred replica, all steps
 //! equally long, together as long as the soak. See `reads` for the split.
@@ -23,7 +24,7 @@
 use std::time::{Duration, Instant};
 
 use super::engine::{Engine, Taking};
-use super::event::{Event, FailbackStep, Fitness, Health, SwitchReason};
+use super::event::{Event, FailbackStep, Fitness, Health, RestState, SwitchReason};
 use super::health::Secs;
 use super::links::{Pair, Path};
 use super::moment::Moment;
@@ -90,6 +91,14 @@ enum Missing {
     LinkUnknown,
     Writes,
     Slower { by: Duration },
+    Rest(RestState),
+}
+
+impl Missing {
+    /// Whether an operator who asks for failback takes it upon himself.
+    fn is_waived_by_an_operator(self) -> bool {
+        matches!(self, Missing::Damped(_) | Missing::Rest(RestState::Unknown))
+    }
 }
 
 impl Engine {
@@ -261,12 +270,12 @@ impl Engine {
         self.failback_broken(true, now)
     }
 
-    /// Why a return under way has to be called off: its proof no longer holds. An operator who asked takes damping
-    /// upon himself.
+    /// Why a return under way has to be called off: its proof no longer holds. An operator who asked takes damping, and
+    /// a REST check that cannot be made, upon himself.
     pub(super) fn failback_broken(&self, asked: bool, now: Moment) -> Option<String> {
         let missing = self
             .missing(now)
-            .filter(|missing| !asked || !matches!(missing, Missing::Damped(_)))?;
+            .filter(|missing| !asked || !missing.is_waived_by_an_operator())?;
         let words = self.missing_words(missing, now);
         Some(format!("{} is not fit: {words}", self.name(self.preferred)))
     }
@@ -291,6 +300,13 @@ impl Engine {
                 Pair::Unknown => return Some(Missing::LinkUnknown),
                 Pair::Bad(path) => return Some(Missing::Link(path)),
             }
+        }
+        // Before damping, which an operator may waive.
+        if let Some(state) = self
+            .rest_state(to, now)
+            .filter(|state| *state != RestState::Available)
+        {
+            return Some(Missing::Rest(state));
         }
         self.damped(to, now).map(Missing::Damped)
     }
@@ -330,6 +346,9 @@ impl Engine {
                 self.active.map_or("?", |active| self.name(active)),
                 Secs(self.policy.latency_margin)
             ),
+            Missing::Rest(state) => {
+                format!("REST check {state}: {}", self.rest_words(self.preferred, now))
+            }
             Missing::Writes => "no write probe has succeeded on every shard yet".to_owned(),
         }
     }

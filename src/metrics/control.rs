@@ -8,8 +8,8 @@ use prometheus::{
     Registry, core::Collector,
 };
 
-use crate::decision::{FailbackStep, Fitness, Health, ProbeKind, SwitchReason, Switched};
-use crate::replica::{ReplicaId, ShardId};
+use crate::decision::{FailbackStep, Fitness, Health, ProbeKind, RestState, SwitchReason, Switched};
+use crate::replica::{Replica, ReplicaId, ShardId};
 
 /// Replication lag, from one data centre to across the world and into trouble.
 const LAG: &[f64] = &[
@@ -47,6 +47,8 @@ pub struct ControlMetrics {
     replication_lag: HistogramVec,
     probe_duration: HistogramVec,
     probe_failures: IntCounterVec,
+    rest_available: IntGaugeVec,
+    rest_checks: IntCounterVec,
     switches: IntCounterVec,
     switch_duration: Histogram,
     fence_duration: Histogram,
@@ -61,7 +63,7 @@ pub struct ControlMetrics {
 impl ControlMetrics {
     /// Registers everything in `registry`, with all label values that are known now at zero.
     pub(super) fn new(
-        names: Vec<Arc<str>>,
+        replicas: &[Replica],
         registry: &Registry,
     ) -> Result<ControlMetrics, prometheus::Error> {
         let r = registry;
@@ -144,6 +146,18 @@ impl ControlMetrics {
                 "Probes that were refused, broken, out of time or answered with an error.",
                 &["replica", "probe"],
             )?,
+            rest_available: gauges(
+                r,
+                "rest_available",
+                "1 while the REST API of the replica's cluster says that it is available; only for replicas with that check.",
+                &["replica"],
+            )?,
+            rest_checks: counters(
+                r,
+                "rest_checks_total",
+                "Times that the REST API of the replica's cluster was asked, by what came of it.",
+                &["replica", "result"],
+            )?,
             switches: counters(
                 r,
                 "switches_total",
@@ -196,9 +210,16 @@ impl ControlMetrics {
                 "Reloads of the configuration, by what became of them: applied or refused.",
                 &["result"],
             )?,
-            names,
+            names: replicas.iter().map(|replica| replica.name.clone()).collect(),
         };
         metrics.start_at_zero();
+        for replica in replicas.iter().filter(|replica| replica.rest.is_some()) {
+            metrics.rest_available.with_label_values(&[&*replica.name]);
+            for result in RestState::ALL {
+                let labels = [&*replica.name, result.word()];
+                metrics.rest_checks.with_label_values(&labels);
+            }
+        }
         Ok(metrics)
     }
 
@@ -318,6 +339,20 @@ impl ControlMetrics {
         self.probe_failures
             .with_label_values(&[self.name(replica), probe_word(kind)])
             .inc();
+    }
+
+    /// A REST check gave `result`.
+    pub fn rest_check(&self, replica: ReplicaId, result: RestState) {
+        self.rest_checks
+            .with_label_values(&[self.name(replica), result.word()])
+            .inc();
+    }
+
+    /// What the REST check of `replica` says now.
+    pub fn rest(&self, replica: ReplicaId, state: RestState) {
+        self.rest_available
+            .with_label_values(&[self.name(replica)])
+            .set(i64::from(state == RestState::Available));
     }
 
     /// The active replica changed: counts the switch, and its durations where they mean something.

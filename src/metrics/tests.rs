@@ -2,8 +2,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::decision::{Fitness, Health, ProbeKind, SwitchReason, Switched};
-use crate::replica::{Address, Endpoint, ReplicaId, ShardId};
+use crate::decision::{Fitness, Health, ProbeKind, RestState, SwitchReason, Switched};
+use crate::replica::{Address, Database, Endpoint, ReplicaId, Rest, ShardId};
 
 fn replica(id: u8, name: &str) -> Replica {
     Replica {
@@ -18,6 +18,7 @@ fn replica(id: u8, name: &str) -> Replica {
             tls: None,
             credentials: None,
         }),
+        rest: None,
     }
 }
 
@@ -27,6 +28,45 @@ fn two(workers: usize) -> Arc<Metrics> {
 
 const LOCAL: ReplicaId = ReplicaId(0);
 const REMOTE: ReplicaId = ReplicaId(1);
+
+/// A cluster that is asked about a replica.
+fn rest() -> Arc<Rest> {
+    Arc::new(Rest {
+        endpoint: replica(0, "").endpoint,
+        database: Database::Auto,
+        local: false,
+        lag_tolerance: Duration::from_millis(100),
+        interval: Duration::from_secs(5),
+    })
+}
+
+#[test]
+fn a_rest_check_is_counted_where_there_is_one() {
+    let with = Replica {
+        rest: Some(rest()),
+        ..replica(1, "remote")
+    };
+    let metrics = Metrics::new(&[replica(0, "local"), with], 1).unwrap();
+    let text = metrics.render();
+    for result in ["unknown", "available", "unavailable"] {
+        let series = format!("pulsegate_rest_checks_total{{replica=\"remote\",result=\"{result}\"}}");
+        assert_eq!(value(&text, &series), 0.0);
+    }
+    assert_eq!(value(&text, "pulsegate_rest_available{replica=\"remote\"}"), 0.0);
+    let of_local = |line: &str| line.starts_with("pulsegate_rest") && line.contains("\"local\"");
+    assert!(!text.lines().any(of_local), "{text}");
+    metrics.control.rest_check(REMOTE, RestState::Available);
+    metrics.control.rest(REMOTE, RestState::Available);
+    let text = metrics.render();
+    assert_eq!(value(&text, "pulsegate_rest_available{replica=\"remote\"}"), 1.0);
+    let series = "pulsegate_rest_checks_total{replica=\"remote\",result=\"available\"}";
+    assert_eq!(value(&text, series), 1.0);
+    metrics.control.rest(REMOTE, RestState::Unavailable);
+    assert_eq!(
+        value(&metrics.render(), "pulsegate_rest_available{replica=\"remote\"}"),
+        0.0
+    );
+}
 
 /// The value of the one line that begins with `series`.
 #[track_caller]

@@ -51,6 +51,7 @@ impl Setup {
                 } else {
                     u32::from(rng.pick(&[10_u8, 20, 30]))
                 },
+                rest: None,
             })
             .collect();
         let shards: Vec<u16> = members
