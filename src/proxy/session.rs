@@ -403,9 +403,7 @@ impl Session {
                 }
                 self.put_ready(st);
             }
-            Turn::Later => st
-                .pipeline
-                .keep(command.seq, 1, Bytes::copy_from_slice(reply)),
+            Turn::Later => st.pipeline.keep(command.seq, 1, Bytes::copy_from_slice(reply)),
         }
     }
 

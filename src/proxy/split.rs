@@ -218,7 +218,10 @@ mod tests {
 
         fn followed(&mut self, n: u64) {
             let followed = vec![None, Some(self.t(n))];
-            self.split.progress(&Progress { write: WRITE, followed });
+            self.split.progress(&Progress {
+                write: WRITE,
+                followed,
+            });
         }
 
         fn write(&mut self) -> Seq {
@@ -283,7 +286,10 @@ mod tests {
         let now = life.t(20);
         life.written.settle(&life.pipeline, now);
         life.followed(20);
-        assert!(!life.reads_elsewhere(30), "followed up to that moment, not past it");
+        assert!(
+            !life.reads_elsewhere(30),
+            "followed up to that moment, not past it"
+        );
         life.followed(21);
         assert!(life.reads_elsewhere(31));
     }
@@ -306,7 +312,10 @@ mod tests {
         let mut life = Life::new();
         life.reads_elsewhere(1);
         let followed = vec![Some(life.t(9)), Some(life.t(9))];
-        life.split.progress(&Progress { write: READ, followed });
+        life.split.progress(&Progress {
+            write: READ,
+            followed,
+        });
         assert!(!life.reads_elsewhere(2));
         // What has been heard goes on with the split, unless its writes go elsewhere, or were not noted.
         life.followed(9);

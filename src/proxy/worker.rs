@@ -446,7 +446,8 @@ impl Worker {
             if let Some(new) = &*route.borrow_and_update() {
                 self.apply(new);
             }
-            if let (Some(split), Some(new)) = (&mut *self.split.borrow_mut(), &*progress.borrow_and_update()) {
+            if let (Some(split), Some(new)) = (&mut *self.split.borrow_mut(), &*progress.borrow_and_update())
+            {
                 split.progress(new);
             }
             self.sweep();

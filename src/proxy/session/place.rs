@@ -38,11 +38,7 @@ impl Session {
         let split = split.as_ref()?;
         let replica = split.reader(self.id)?;
         let now = self.worker.now();
-        if split.guarded
-            && !st
-                .written
-                .is_on(replica, split, command.seq, &st.pipeline, now)
-        {
+        if split.guarded && !st.written.is_on(replica, split, command.seq, &st.pipeline, now) {
             return None;
         }
         let link = match known {
@@ -58,7 +54,8 @@ impl Session {
     #[inline]
     pub(super) fn overtakes(&self, st: &State, route: &Current, command: &Command, to: ReplicaId) -> bool {
         st.sent.but_on(to) > 0
-            && (route.guarded && !command.read || !st.sent.replicas().all(|replica| self.worker.uses(replica)))
+            && (route.guarded && !command.read
+                || !st.sent.replicas().all(|replica| self.worker.uses(replica)))
     }
 
     /// The session's shared link to `replica`, among those of its identity.

@@ -52,8 +52,7 @@ impl Session {
         let st = &mut *state;
         st.sent.take(link.replica, 1);
         st.pins -= u32::from(command.pins);
-        let skipped =
-            st.pipeline.is_head(command.seq) && !st.muted && std::mem::take(&mut st.skip_next);
+        let skipped = st.pipeline.is_head(command.seq) && !st.muted && std::mem::take(&mut st.skip_next);
         let inside = st.tx_answered == TxState::Open;
         // What is refused changes nothing; but EXEC, however it ends, ends the transaction.
         if !reply.is_error() || command.tx == Tx::Exec {
@@ -104,9 +103,7 @@ impl Session {
                 }
                 self.put_ready(st);
             }
-            Turn::Later => st
-                .pipeline
-                .keep(command.seq, 1, Bytes::copy_from_slice(frame)),
+            Turn::Later => st.pipeline.keep(command.seq, 1, Bytes::copy_from_slice(frame)),
         }
         self.answered(state, link);
     }
