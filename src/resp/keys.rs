@@ -80,6 +80,14 @@ pub fn routing_key<'a>(info: &CommandInfo, frame: &'a [u8], request: &Request) -
     }
 }
 
+/// All that decides on the shard: the keys, or the sharded channels of SSUBSCRIBE, SUNSUBSCRIBE and SPUBLISH.
+pub fn routing_keys<'a>(info: &CommandInfo, frame: &'a [u8]) -> Keys<'a> {
+    match info.keys {
+        KeySet::Routed(specs) => Keys::of(frame, Rule::Specs(specs)),
+        _ => keys(info, frame),
+    }
+}
+
 /// The keys of the request in `frame`, as offsets into it, in the order of `COMMAND GETKEYS`. One pass over the
 /// frame for each group of keys the command has (at most three), without a copy.
 ///
