@@ -106,6 +106,8 @@ fn requests_go_where_their_keys_are() {
         ("EVAL s 0 a", "any"),
         ("XREAD COUNT 1 STREAMS b {b}x 0 0", "0"),
         ("XREAD STREAMS a b 0 0", CROSSSLOT),
+        ("XREAD STREAMS a b 0", "any"),
+        ("PFMERGE b", "0"),
         ("SORT a STORE b", CROSSSLOT),
         ("GEORADIUS b 1 2 3 m STORE {b}x", "0"),
         ("OBJECT ENCODING c", "1"),

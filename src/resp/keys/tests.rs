@@ -93,6 +93,10 @@ fn sharded_channels_route() {
     assert_eq!(of(&[b"SSUBSCRIBE", b"c", b"d"]), [b"c", b"d"]);
     assert_eq!(of(&[b"MGET", b"a", b"b"]), [b"a", b"b"]);
     assert!(of(&[b"SUBSCRIBE", b"c"]).is_empty());
+    // Where a node decides otherwise than COMMAND GETKEYS.
+    assert_eq!(of(&[b"PFMERGE", b"k"]), [b"k"]);
+    assert_eq!(of(&[b"XREAD", b"STREAMS", b"a", b"b", b"0", b"0"]), [b"a", b"b"]);
+    assert!(of(&[b"XREAD", b"STREAMS", b"a", b"b", b"0"]).is_empty());
 }
 
 /// From the Redis cluster specification, and from `CLUSTER KEYSLOT` of 7.0.15.
