@@ -161,7 +161,6 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
                     id: r.id,
                     name: Arc::clone(&r.name),
                     weight: r.weight,
-                    shards: 1,
                 })
                 .collect(),
             workers,

@@ -27,7 +27,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::decision::Input;
 use crate::dial::Dialer;
-use crate::replica::{ReplicaId, ShardId};
+use crate::replica::{CellId, ReplicaId};
 
 mod backoff;
 mod connect;
@@ -233,4 +233,4 @@ async fn pace_changed(pace: &mut watch::Receiver<Pace>) {
 }
 
 /// One shard's channel of one replica.
-type ShardChannel = (ShardId, String);
+type ShardChannel = (CellId, String);

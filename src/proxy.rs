@@ -9,10 +9,12 @@
 //! - `link` owns one upstream connection, `outbox` the bytes on it (pure), `upstream` all links: who shares which
 //! - `recover` says what becomes of commands whose link is lost, `intent` what is said again on the next (both pure),
 //!   `scripts` which scripts the next replica has to be told
+//! - `cluster` says where a request goes in a sharded replica (pure)
 //! - `worker` is one thread of all this
 
 mod classify;
 mod client;
+pub mod cluster;
 mod command;
 mod intent;
 mod link;

@@ -38,7 +38,7 @@ impl ShardId {
 
 /// A cell of the replicas' layouts (see [`Cell`]). Given once in the life of the process: a cell of a new layout that is
 /// the same as one before keeps its id, every other one has a new id.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct CellId(pub u32);
 
 impl CellId {

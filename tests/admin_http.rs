@@ -270,6 +270,7 @@ fn status(active: Option<&str>) -> Status {
             links: vec![LinkStatus {
                 to: "remote".into(),
                 shard: 0,
+                to_shard: 0,
                 lag_ms: None,
                 last_heard_ms: Some(1_700_000_000_001),
                 up: false,

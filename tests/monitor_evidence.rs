@@ -9,7 +9,7 @@ use std::time::Duration;
 use pulsegate::decision::{Input, ProbeFailure, ProbeKind};
 use pulsegate::dial::Dialer;
 use pulsegate::monitor::{Identity, Monitor, Settings, Target};
-use pulsegate::replica::{Address, Credentials, Endpoint, ReplicaId, Secret, ShardId};
+use pulsegate::replica::{Address, CellId, Credentials, Endpoint, ReplicaId, Secret};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -152,8 +152,8 @@ fn rejected(replica: ReplicaId, kind: ProbeKind, word: &str) -> impl Fn(&Input) 
 
 fn heard(wanted_from: ReplicaId, wanted_to: ReplicaId) -> impl Fn(&Input) -> bool {
     move |input| {
-        matches!(input, Input::HeartbeatHeard { from, to, shard, .. }
-            if *from == wanted_from && *to == wanted_to && *shard == ShardId::ONLY)
+        matches!(input, Input::HeartbeatHeard { from, to, cell, .. }
+            if *from == wanted_from && *to == wanted_to && *cell == CellId::ONLY)
     }
 }
 
@@ -182,8 +182,8 @@ async fn a_well_replica_gives_every_kind_of_evidence() {
     let mut ages = Vec::new();
     for input in &seen {
         match input {
-            Input::HeartbeatSent { on, shard, seq } => {
-                assert_eq!((*on, *shard), (A, ShardId::ONLY));
+            Input::HeartbeatSent { on, cell, seq } => {
+                assert_eq!((*on, *cell), (A, CellId::ONLY));
                 sent.push(*seq);
             }
             Input::HeartbeatHeard { age, .. } => ages.push(*age),
@@ -225,7 +225,7 @@ async fn heartbeats_and_fences_are_heard_wherever_they_arrive() {
         )
         .await;
     watch.monitor.publish_fence(7, B);
-    let fence = |at: ReplicaId| move |input: &Input| matches!(input, Input::FenceHeard { id: 7, to, shard } if *to == at && *shard == ShardId::ONLY);
+    let fence = |at: ReplicaId| move |input: &Input| matches!(input, Input::FenceHeard { id: 7, to, cell } if *to == at && *cell == CellId::ONLY);
     watch.until_all("the fence", &[&fence(A), &fence(B)]).await;
     // Once is enough.
     let again = watch.during(Duration::from_millis(300)).await;

@@ -83,7 +83,6 @@ impl Sidecar {
                 id: replica.id,
                 name: Arc::clone(&replica.name),
                 weight: replica.weight,
-                shards: 1,
             })
             .collect();
         let (evidence, inputs) = mpsc::channel(1024);

@@ -63,6 +63,7 @@ pub(super) fn event(event: &Event, names: &Names, at: u64) -> Report {
             from,
             to,
             shard,
+            to_shard,
             up,
             why,
         } => Report {
@@ -75,7 +76,8 @@ pub(super) fn event(event: &Event, names: &Names, at: u64) -> Report {
                 if *up { "up" } else { "down" }
             ),
             details: json!({
-                "from": names.of(*from), "to": names.of(*to), "shard": shard.0, "up": up, "why": why,
+                "from": names.of(*from), "to": names.of(*to), "shard": shard.0, "to_shard": to_shard.0, "up": up,
+                "why": why,
             }),
         },
         Event::Switched(switched) => {

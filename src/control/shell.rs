@@ -351,8 +351,12 @@ impl Control {
         match input {
             Input::HeartbeatSent { on, .. } => metrics.heartbeat_sent(*on),
             Input::HeartbeatHeard {
-                from, to, shard, age, ..
-            } => metrics.heartbeat_heard(*from, *to, *shard, *age),
+                from, to, cell, age, ..
+            } => {
+                if let Some(shard) = self.engine.shard(*from, *cell) {
+                    metrics.heartbeat_heard(*from, *to, shard, *age);
+                }
+            }
             Input::Probe {
                 replica,
                 kind,
@@ -363,6 +367,7 @@ impl Control {
                 Err(_) => metrics.probe_failed(*replica, *kind),
             },
             Input::Subscribed { .. }
+            | Input::Layout(_)
             | Input::Passive { .. }
             | Input::Drained { .. }
             | Input::FenceHeard { .. }

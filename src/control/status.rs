@@ -66,6 +66,9 @@ pub struct LinkStatus {
     pub to: String,
     /// The shard that they belong to.
     pub shard: u16,
+    /// The shard of `to` that they arrive on.
+    #[serde(default)]
+    pub to_shard: u16,
     /// Age of the newest heartbeat when it was heard.
     pub lag_ms: Option<f64>,
     /// When a heartbeat was last heard.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::status::{EventRecord, Status};
 use super::*;
 use crate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, ProbeKind};
-use crate::replica::{Address, Endpoint, Replica, ShardId};
+use crate::replica::{Address, CellId, Endpoint, Replica, ShardId};
 use crate::route::{Epoch, LinkEvidence};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -74,7 +74,6 @@ impl World {
                 id: replica.id,
                 name: Arc::clone(&replica.name),
                 weight: replica.weight,
-                shards: 1,
             })
             .collect();
         let (inputs, from_monitor) = mpsc::channel(64);
@@ -134,13 +133,13 @@ impl World {
                         };
                         let _ = inputs.send(probe).await;
                     }
-                    let shard = ShardId::ONLY;
-                    let _ = inputs.send(Input::HeartbeatSent { on, shard, seq }).await;
+                    let cell = CellId::ONLY;
+                    let _ = inputs.send(Input::HeartbeatSent { on, cell, seq }).await;
                     for &to in well {
                         let heard = Input::HeartbeatHeard {
                             from: on,
                             to,
-                            shard,
+                            cell,
                             seq,
                             age: Duration::from_millis(1),
                         };
@@ -246,10 +245,10 @@ async fn a_planned_move_waits_for_all_workers_and_the_fence() {
     assert_eq!(on, A);
     assert!(world.routes.borrow().as_ref().unwrap().holding);
 
-    let shard = ShardId::ONLY;
+    let cell = CellId::ONLY;
     world
         .inputs
-        .send(Input::FenceHeard { id, to: B, shard })
+        .send(Input::FenceHeard { id, to: B, cell })
         .await
         .unwrap();
     let done = world.route(|route| route.write == B).await;

@@ -107,18 +107,37 @@ fn replica_status(view: &ReplicaView, names: &Names, anchor: Anchor) -> ReplicaS
                 writable: shard.writable,
             })
             .collect(),
-        links: view
-            .links
-            .iter()
-            .map(|link| LinkStatus {
-                to: names.of(link.to).to_owned(),
-                shard: link.shard.0,
-                lag_ms: link.lag.map(millis),
-                last_heard_ms: link.last_heard.map(|at| anchor.ms(at)),
-                up: link.up,
-            })
-            .collect(),
+        links: links(view, names, anchor),
     }
+}
+
+/// One entry for each pair of shards; where they have several cells in common, the worst of them.
+fn links(view: &ReplicaView, names: &Names, anchor: Anchor) -> Vec<LinkStatus> {
+    let mut links: Vec<LinkStatus> = Vec::with_capacity(view.links.len());
+    for link in &view.links {
+        let of_cell = LinkStatus {
+            to: names.of(link.to).to_owned(),
+            shard: link.shard.0,
+            to_shard: link.to_shard.0,
+            lag_ms: link.lag.map(millis),
+            last_heard_ms: link.last_heard.map(|at| anchor.ms(at)),
+            up: link.up,
+        };
+        let same = |other: &&mut LinkStatus| {
+            (&other.to, other.shard, other.to_shard) == (&of_cell.to, of_cell.shard, of_cell.to_shard)
+        };
+        match links.iter_mut().find(same) {
+            Some(known) => {
+                known.up &= of_cell.up;
+                known.last_heard_ms = known.last_heard_ms.min(of_cell.last_heard_ms);
+                if known.lag_ms < of_cell.lag_ms {
+                    known.lag_ms = of_cell.lag_ms;
+                }
+            }
+            None => links.push(of_cell),
+        }
+    }
+    links
 }
 
 pub(super) fn switch_status(switched: &Switched, names: &Names, at: u64) -> SwitchStatus {

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use super::damping::Damping;
 use super::event::{
-    Event, Fitness, Health, Input, Output, PassiveEvidence, ProbeKind, RouteOrder, SwitchReason, Switched,
+    CellMap, Event, Fitness, Health, Input, Output, PassiveEvidence, ProbeKind, RouteOrder, SwitchReason,
+    Switched,
 };
-use super::evidence::Evidence;
+use super::evidence::{Beat, Evidence};
 use super::failback::Failback;
 use super::fitness::{Ground, Matrix, Reading};
 use super::health::{Secs, Standing, judge, silent_at};
@@ -23,7 +24,7 @@ use super::policy::Policy;
 use super::tilt::Tilt;
 use super::timer::{Timer, Timers};
 use super::windows::Windows;
-use crate::replica::ReplicaId;
+use crate::replica::{CellId, ReplicaId, ShardId};
 
 /// Switches kept for the snapshot.
 const SWITCHES_KEPT: usize = 16;
@@ -37,8 +38,6 @@ pub struct Member {
     pub name: Arc<str>,
     /// The highest is preferred; equal weights go by position.
     pub weight: u32,
-    /// Number of shards, at least one (zero counts as one).
-    pub shards: u16,
 }
 
 /// All that is known of one replica.
@@ -60,6 +59,8 @@ pub struct Engine {
     pub(super) preferred: ReplicaId,
     pub(super) born: Moment,
     pub(super) replicas: Vec<ReplicaState>,
+    /// The layouts that evidence is kept by.
+    pub(super) map: CellMap,
     pub(super) links: Links,
     pub(super) tilt: Option<Tilt>,
     /// Of the newest route; 0 before the first.
@@ -113,16 +114,13 @@ impl Engine {
         let clock = Clock::new(now);
         let born = clock.last();
         let windows = Windows::new(&policy);
-        let shards: Vec<usize> = members
-            .iter()
-            .map(|member| usize::from(member.shards.max(1)))
-            .collect();
         let preferred = members
             .iter()
             .min_by_key(|member| (std::cmp::Reverse(member.weight), member.id))
             .map_or(ReplicaId(0), |member| member.id);
-        let replicas = shards.iter().map(|&count| ReplicaState {
-            evidence: Evidence::new(count, born),
+        let map = CellMap::single(members.len());
+        let replicas = members.iter().map(|_| ReplicaState {
+            evidence: Evidence::new(born),
             standing: Standing::new(born),
             reading: Reading {
                 fitness: Fitness::Unknown,
@@ -132,7 +130,8 @@ impl Engine {
         });
         let mut engine = Engine {
             replicas: replicas.collect(),
-            links: Links::new(&shards, policy.lag_tolerance, born),
+            links: Links::new(&map, policy.lag_tolerance, born),
+            map,
             pinned: pinned.filter(|pin| pin.index() < members.len()),
             policy,
             windows,
@@ -154,6 +153,7 @@ impl Engine {
             outputs: VecDeque::new(),
             switches: VecDeque::new(),
         };
+        engine.keep_evidence_by_layout();
         engine.arm(born);
         engine
     }
@@ -198,32 +198,25 @@ impl Engine {
         self.conclude(now);
     }
 
-    /// The layout of `replica` changed to `count` shards (zero counts as one): its evidence by shard starts again,
-    /// without an alarm, and a fence that was crossing the old layout is called off.
-    pub fn set_shards(&mut self, replica: ReplicaId, count: u16) {
-        let now = self.clock.last();
-        let count = count.max(1);
-        let Some(member) = self
-            .members
-            .get_mut(replica.index())
-            .filter(|member| member.shards != count)
-        else {
+    /// New layouts: evidence of what stays is kept, and nothing is an alarm. A fence that was crossing the old ones is
+    /// called off.
+    fn relayout(&mut self, map: CellMap, now: Moment) {
+        if map == self.map || !map.fits(self.members.len()) {
             return;
-        };
-        member.shards = count;
-        self.replicas[replica.index()]
-            .evidence
-            .relayout(usize::from(count));
-        self.links.relayout(replica, usize::from(count), now);
-        if self.active == Some(replica) && self.moving.as_ref().is_some_and(Move::fencing) {
-            let why = format!(
-                "{} now has {count} shards: the fence no longer covers it",
-                self.name(replica)
-            );
-            self.call_off(&why);
         }
-        self.refresh(now);
-        self.conclude(now);
+        self.map = map;
+        self.links.relayout(&self.map, now);
+        self.keep_evidence_by_layout();
+        if self.moving.as_ref().is_some_and(Move::fencing) {
+            self.call_off("the layout of the shards changed: the fence no longer covers it");
+        }
+    }
+
+    fn keep_evidence_by_layout(&mut self) {
+        for (state, &shards) in self.replicas.iter_mut().zip(&self.map.shards) {
+            let cells = self.map.cells.iter().map(|(id, _)| *id);
+            state.evidence.relayout(usize::from(shards.max(1)), cells);
+        }
     }
 
     fn enter(&mut self, now: Instant) -> Moment {
@@ -238,31 +231,32 @@ impl Engine {
     fn take_evidence(&mut self, input: Input, now: Moment) -> Option<Input> {
         let tilt = self.tilt.is_some();
         match input {
-            Input::HeartbeatSent { on, shard, seq } => {
-                if let Some(state) = self.replicas.get_mut(on.index()) {
-                    state
-                        .evidence
-                        .beat_sent(usize::from(shard.0), seq, &self.windows, now);
-                }
+            Input::Layout(map) => self.relayout(map, now),
+            Input::HeartbeatSent { on, cell, seq } => {
+                let cell = self.links.position(cell)?;
+                let shard = self.links.shard(on, cell)?;
+                let beat = Beat { cell, shard, seq };
+                self.replicas[on.index()]
+                    .evidence
+                    .beat_sent(beat, &self.windows, now);
             }
             Input::HeartbeatHeard {
                 from,
                 to,
-                shard,
+                cell,
                 seq,
                 age,
             } => {
                 let heard = Heard {
                     from,
                     to,
-                    shard,
+                    cell,
                     seq,
                     age,
                 };
-                if self.links.hear(heard, &self.windows, now, tilt) && from == to {
-                    self.replicas[from.index()]
-                        .evidence
-                        .echo_heard(usize::from(shard.0), seq);
+                let fresh = self.links.hear(heard, &self.windows, now, tilt);
+                if let Some(cell) = fresh.filter(|_| from == to) {
+                    self.replicas[from.index()].evidence.echo_heard(cell, seq);
                     if let Some(tilt) = self.tilt.as_mut().filter(|_| self.active == Some(from)) {
                         tilt.active_heard(age, now);
                     }
@@ -295,7 +289,7 @@ impl Engine {
             }
             Input::Passive { replica, seen } => self.passive(replica, seen, now),
             Input::Drained { epoch } => self.drained(epoch, now),
-            Input::FenceHeard { id, to, shard } => self.fence_heard(id, to, shard, now),
+            Input::FenceHeard { id, to, cell } => self.fence_heard(id, to, cell, now),
             Input::Operator { .. } => return Some(input),
         }
         None
@@ -319,9 +313,9 @@ impl Engine {
         let changes = self.links.update(&self.windows, now);
         for change in changes
             .iter()
-            .filter(|change| change.up && change.from == change.to)
+            .filter(|change| change.up && change.path.from == change.path.to)
         {
-            self.links.returned(change.from, now);
+            self.links.returned(change.path.from, now);
         }
         for id in self.ids() {
             self.refresh_health(id, now);
@@ -399,18 +393,19 @@ impl Engine {
     }
 
     fn tell_link(&mut self, change: Change, now: Moment) {
-        let Change { from, to, shard, up } = change;
-        let mut why = self.link_words(from, to, usize::from(shard.0), now);
-        for end in [from, to] {
+        let Change { path, up } = change;
+        let mut why = self.link_words(path, now);
+        for end in [path.from, path.to] {
             if !up && self.replicas[end.index()].standing.health == Health::Down && !why.ends_with("is down")
             {
                 why = format!("{why}; {} is down", self.name(end));
             }
         }
         self.tell(Event::Link {
-            from,
-            to,
-            shard,
+            from: path.from,
+            to: path.to,
+            shard: path.shard,
+            to_shard: path.to_shard,
             up,
             why,
         });
@@ -547,6 +542,11 @@ impl Engine {
         if let Some(id) = asked {
             self.outputs.push_back(Output::Answer { id, result });
         }
+    }
+
+    /// The shard of `replica` in `cell`, in the layouts as they are now.
+    pub fn shard(&self, replica: ReplicaId, cell: CellId) -> Option<ShardId> {
+        self.links.shard(replica, self.links.position(cell)?)
     }
 
     pub(super) fn ids(&self) -> impl Iterator<Item = ReplicaId> + use<> {

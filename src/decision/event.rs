@@ -3,18 +3,20 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::replica::{ReplicaId, ShardId};
+use crate::replica::{CellId, ReplicaId, ShardId};
 
 /// Everything the engine can learn.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Input {
-    /// The monitor published heartbeat `seq` on `on`, for its shard `shard`, and the replica accepted it.
+    /// The layouts are these from now on. Cells that were there before keep their evidence, new ones begin without any.
+    Layout(CellMap),
+    /// The monitor published heartbeat `seq` on `on`, on the channel of `cell`, and the replica accepted it.
     HeartbeatSent {
         /// Where it was published.
         on: ReplicaId,
-        /// The shard of `on` that its channel belongs to.
-        shard: ShardId,
-        /// Grows by one with each heartbeat of this replica and shard within this incarnation of the sidecar.
+        /// The cell that its channel belongs to. One that is not there any more is ignored.
+        cell: CellId,
+        /// Grows by one with each heartbeat of this replica and cell within this incarnation of the sidecar.
         seq: u64,
     },
     /// A heartbeat published on `from` by this incarnation was heard on `to` (`from == to`: the replica's own echo).
@@ -23,8 +25,8 @@ pub enum Input {
         from: ReplicaId,
         /// Where it was heard.
         to: ReplicaId,
-        /// The shard of `from` that its channel belongs to.
-        shard: ShardId,
+        /// The cell that its channel belongs to.
+        cell: CellId,
         /// Its sequence number.
         seq: u64,
         /// From send to arrival. A large age means a backlog was replayed: lag, not fresh evidence.
@@ -58,14 +60,14 @@ pub enum Input {
         /// Epoch of the route that the drain belongs to; an old epoch is ignored.
         epoch: u64,
     },
-    /// The fence `id` was heard on `to`, for `shard` of the replica it was published on.
+    /// The fence `id` was heard on `to`, on the channel of `cell`.
     FenceHeard {
         /// From [`Output::PublishFence`].
         id: u64,
         /// Where it was heard.
         to: ReplicaId,
-        /// The shard that it crossed.
-        shard: ShardId,
+        /// The cell that it crossed.
+        cell: CellId,
     },
     /// An operator asks. Answered by exactly one [`Output::Answer`] with the same `id`, now or when the move has ended.
     Operator {
@@ -74,6 +76,35 @@ pub enum Input {
         /// What is asked.
         request: Request,
     },
+}
+
+/// How the replicas' layouts meet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CellMap {
+    /// By replica: how many shards it has; at least one.
+    pub shards: Vec<u16>,
+    /// Every cell with its shards by replica, as in [`crate::replica::Cell`].
+    pub cells: Vec<(CellId, Vec<Option<ShardId>>)>,
+}
+
+impl CellMap {
+    /// Of `replicas` without shards.
+    pub fn single(replicas: usize) -> CellMap {
+        CellMap {
+            shards: vec![1; replicas],
+            cells: vec![(CellId::ONLY, vec![Some(ShardId::ONLY); replicas])],
+        }
+    }
+
+    /// Whether it is of so many replicas, and names no shard that is not there.
+    pub(super) fn fits(&self, replicas: usize) -> bool {
+        let known = |(shard, count): (&Option<ShardId>, &u16)| shard.is_none_or(|shard| shard.0 < *count);
+        self.shards.len() == replicas
+            && self
+                .cells
+                .iter()
+                .all(|(_, shards)| shards.len() == replicas && shards.iter().zip(&self.shards).all(known))
+    }
 }
 
 /// The two active probes.
@@ -145,7 +176,7 @@ pub enum Request {
 pub enum Output {
     /// Publish this route.
     Route(RouteOrder),
-    /// Publish the fence `id` on every shard of `on`, and report where it is heard.
+    /// Publish the fence `id` on every cell of `on`, and report where it is heard.
     PublishFence {
         /// Grows with each fence.
         id: u64,
@@ -215,6 +246,8 @@ pub enum Event {
         to: ReplicaId,
         /// The shard of `from`.
         shard: ShardId,
+        /// The shard of `to`.
+        to_shard: ShardId,
         /// Whether heartbeats pass in time.
         up: bool,
         /// Why, in words.

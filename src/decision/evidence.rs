@@ -18,6 +18,7 @@ use std::time::Duration;
 use super::event::{PassiveEvidence, ProbeFailure};
 use super::moment::Moment;
 use super::windows::{WRITES_IN_A_ROW, Windows};
+use crate::replica::{CellId, ShardId};
 
 /// Soft evidence kept per replica; a window never needs more.
 const SOFT_KEPT: usize = 32;
@@ -27,7 +28,7 @@ const SOFT_KEPT: usize = 32;
 pub(super) struct Evidence {
     /// By shard; the first stands for the whole replica and always counts, the others once they were probed.
     pub(super) pings: Vec<Ping>,
-    /// By shard.
+    /// By cell, as in the link matrix.
     pub(super) beats: Vec<Beats>,
     /// By shard.
     pub(super) writes: Vec<Writes>,
@@ -65,9 +66,10 @@ pub(super) struct Ping {
     pub(super) refused: u32,
 }
 
-/// The heartbeats published on one shard, as far as their own echo is awaited.
+/// The heartbeats published in one cell, as far as their own echo is awaited.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Beats {
+    cell: CellId,
     sent_seq: Option<u64>,
     /// When the replica last accepted one.
     pub(super) sent: Option<Moment>,
@@ -80,6 +82,14 @@ pub(super) struct Beats {
     unheard_ever_since: Option<Moment>,
     /// Past its window; only a fresh echo takes it back.
     pub(super) lost: bool,
+}
+
+/// A heartbeat as sent: in which cell (by position), on which shard.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Beat {
+    pub(super) cell: usize,
+    pub(super) shard: ShardId,
+    pub(super) seq: u64,
 }
 
 /// The write probes of one shard.
@@ -102,11 +112,11 @@ pub(super) struct Writes {
 }
 
 impl Evidence {
-    pub(super) fn new(shards: usize, now: Moment) -> Evidence {
+    pub(super) fn new(now: Moment) -> Evidence {
         Evidence {
-            pings: vec![Ping::default(); shards],
-            beats: vec![Beats::default(); shards],
-            writes: vec![Writes::default(); shards],
+            pings: vec![Ping::default()],
+            beats: Vec::new(),
+            writes: vec![Writes::default()],
             answered: None,
             failed_since: false,
             alive: None,
@@ -116,12 +126,22 @@ impl Evidence {
         }
     }
 
-    /// A new layout: evidence by shard starts again, evidence of the whole replica stays.
-    pub(super) fn relayout(&mut self, shards: usize) {
-        self.pings.truncate(1);
-        self.pings.resize(shards, Ping::default());
-        self.beats = vec![Beats::default(); shards];
-        self.writes = vec![Writes::default(); shards];
+    /// A new layout: what is known of cells that stay, and of shards whose number stays, is kept.
+    pub(super) fn relayout(&mut self, shards: usize, cells: impl Iterator<Item = CellId>) {
+        if shards != self.writes.len() {
+            self.pings.truncate(1);
+            self.pings.resize(shards, Ping::default());
+            self.writes = vec![Writes::default(); shards];
+        }
+        let mut old = std::mem::take(&mut self.beats);
+        let beats = cells.map(|cell| match old.iter().position(|beats| beats.cell == cell) {
+            Some(kept) => old.swap_remove(kept),
+            None => Beats {
+                cell,
+                ..Beats::default()
+            },
+        });
+        self.beats = beats.collect();
     }
 
     /// The newest answer of any kind to a request: to a PING, a write or a command of the data plane. (PING and write
@@ -298,9 +318,10 @@ impl Evidence {
     }
 
     /// A heartbeat was accepted by the replica.
-    pub(super) fn beat_sent(&mut self, shard: usize, seq: u64, windows: &Windows, now: Moment) {
-        self.endpoint(shard).refused = 0;
-        let Some(beats) = self.beats.get_mut(shard) else {
+    pub(super) fn beat_sent(&mut self, beat: Beat, windows: &Windows, now: Moment) {
+        let Beat { cell, shard, seq } = beat;
+        self.endpoint(usize::from(shard.0)).refused = 0;
+        let Some(beats) = self.beats.get_mut(cell) else {
             return;
         };
         let resumed = beats.sent.is_none_or(|sent| now.since(sent) >= windows.link);
@@ -319,8 +340,8 @@ impl Evidence {
     }
 
     /// Its own echo came back in time.
-    pub(super) fn echo_heard(&mut self, shard: usize, seq: u64) {
-        let Some(beats) = self.beats.get_mut(shard) else {
+    pub(super) fn echo_heard(&mut self, cell: usize, seq: u64) {
+        let Some(beats) = self.beats.get_mut(cell) else {
             return;
         };
         beats.heard_seq = beats.heard_seq.max(Some(seq));

@@ -24,12 +24,12 @@ use std::time::{Duration, Instant};
 use super::engine::{Engine, Taking};
 use super::event::{Event, Fitness, Health, SwitchReason};
 use super::health::Secs;
-use super::links::Pair;
+use super::links::{Pair, Path};
 use super::moment::Moment;
 use super::moves::Wish;
 use super::policy::FailbackMode;
 use super::windows::BACKOFF_CAP;
-use crate::replica::{ReplicaId, ShardId};
+use crate::replica::ReplicaId;
 
 /// Where the return to the preferred replica stands.
 #[derive(Clone, Debug)]
@@ -61,11 +61,7 @@ enum Missing {
     Health(Health),
     Damped(Duration),
     Fitness,
-    Link {
-        from: ReplicaId,
-        to: ReplicaId,
-        shard: ShardId,
-    },
+    Link(Path),
     LinkUnknown,
     Writes,
 }
@@ -195,7 +191,7 @@ impl Engine {
             match self.links.pair(active, to) {
                 Pair::Good => {}
                 Pair::Unknown => return Some(Missing::LinkUnknown),
-                Pair::Bad { from, to, shard } => return Some(Missing::Link { from, to, shard }),
+                Pair::Bad(path) => return Some(Missing::Link(path)),
             }
         }
         self.damped(to, now).map(Missing::Damped)
@@ -215,11 +211,12 @@ impl Engine {
                     self.fitness_words(self.preferred, now)
                 )
             }
-            Missing::Link { from, to, shard } => format!(
-                "heartbeats from {} to {} (shard {shard}): {}",
-                self.name(from),
-                self.name(to),
-                self.link_words(from, to, usize::from(shard.0), now)
+            Missing::Link(path) => format!(
+                "heartbeats from {} to {} ({}): {}",
+                self.name(path.from),
+                self.name(path.to),
+                path.place(),
+                self.link_words(path, now)
             ),
             Missing::LinkUnknown => "no heartbeat with the active on every shard yet".to_owned(),
             Missing::Writes => "no write probe has succeeded on every shard yet".to_owned(),

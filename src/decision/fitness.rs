@@ -14,10 +14,10 @@
 use std::fmt;
 
 use super::event::{Fitness, Health};
-use super::links::{Links, Pair};
+use super::links::{Links, Pair, Path};
 use super::moment::Moment;
 use super::windows::Windows;
-use crate::replica::{ReplicaId, ShardId};
+use crate::replica::ReplicaId;
 
 /// Why a replica's fitness is what it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,17 +25,9 @@ pub(super) enum Ground {
     NotAnswering,
     Unwritable,
     Alone,
-    NoPeers {
-        writable: bool,
-    },
-    Link {
-        from: ReplicaId,
-        to: ReplicaId,
-        shard: ShardId,
-    },
-    LinkUnknown {
-        peer: ReplicaId,
-    },
+    NoPeers { writable: bool },
+    Link(Path),
+    LinkUnknown { peer: ReplicaId },
     WritesUnknown,
     Proved,
 }
@@ -77,7 +69,7 @@ impl Matrix<'_> {
         self.peers(id).count() >= 2
             && self
                 .peers(id)
-                .all(|peer| matches!(self.links.pair(id, peer), Pair::Bad { .. }))
+                .all(|peer| matches!(self.links.pair(id, peer), Pair::Bad(_)))
     }
 
     /// Whether two replicas other than `id` replicate well: only then does isolation say something of `id`.
@@ -128,10 +120,8 @@ impl Matrix<'_> {
             match self.links.pair(id, peer) {
                 Pair::Good => {}
                 Pair::Unknown => unknown = Some(peer),
-                Pair::Bad { .. } if good_with_someone && self.blamed(peer) => {}
-                Pair::Bad { from, to, shard } => {
-                    return (Fitness::Lagging, Ground::Link { from, to, shard });
-                }
+                Pair::Bad(_) if good_with_someone && self.blamed(peer) => {}
+                Pair::Bad(path) => return (Fitness::Lagging, Ground::Link(path)),
             }
         }
         if let Some(peer) = unknown {
@@ -164,11 +154,12 @@ impl<'a, N: Fn(ReplicaId) -> &'a str> fmt::Display for GroundWords<'a, N> {
             Ground::NoPeers { writable: false } => {
                 write!(f, "no other replica is live, and no write probe has ended yet")
             }
-            Ground::Link { from, to, shard } => write!(
+            Ground::Link(path) => write!(
                 f,
-                "heartbeats from {} to {} (shard {shard}): {}",
-                (self.name)(from),
-                (self.name)(to),
+                "heartbeats from {} to {} ({}): {}",
+                (self.name)(path.from),
+                (self.name)(path.to),
+                path.place(),
                 self.link
             ),
             Ground::LinkUnknown { peer } => {

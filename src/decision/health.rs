@@ -235,8 +235,10 @@ pub(super) fn judge(
         return Judgement::new(Level::Past(Cause::Silent), finding);
     }
     // 4. The own echo.
-    for (shard, beats) in (0_u16..).map(ShardId).zip(&evidence.beats) {
-        if beats.lost {
+    for (cell, beats) in evidence.beats.iter().enumerate() {
+        if let Some(shard) = links.shard(id, cell)
+            && beats.lost
+        {
             let lasting = beats
                 .unheard_since
                 .map_or(Duration::ZERO, |since| now.since(since));
@@ -280,25 +282,22 @@ fn within_windows(
         return Judgement::new(Level::Against, finding);
     }
     let mut waiting = None;
-    for (shard, beats) in evidence.beats.iter().enumerate() {
-        let name = ShardId(u16::try_from(shard).unwrap_or(u16::MAX));
+    for ((path, echo), beats) in links.between(id, id).map(|at| (at, &evidence.beats[at.0.cell])) {
+        let shard = path.shard;
         let lasting = beats
             .unheard_since
             .map_or(Duration::ZERO, |since| now.since(since));
         if beats.unheard >= 2 && lasting >= windows.echo_suspect {
             let finding = Finding::EchoMissing {
-                shard: name,
+                shard,
                 sent: beats.unheard,
                 lasting,
             };
             return Judgement::new(Level::Against, finding);
         }
-        let Some(echo) = links.get(id, id, shard) else {
-            continue;
-        };
         let publishing = beats.sent.is_some_and(|sent| now.since(sent) < windows.link);
         let finding = Finding::EchoUnknown {
-            shard: name,
+            shard,
             lasting: echo.quiet(now),
             publishing,
         };

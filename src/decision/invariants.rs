@@ -34,12 +34,8 @@ impl Engine {
                     moving.asked.is_some() || self.tilt.is_none(),
                     "nothing moves by itself in tilt"
                 );
-                if let (Some(shards), Some(old)) = (moving.fence_shards(), self.active) {
-                    assert_eq!(
-                        shards,
-                        self.replicas[old.index()].evidence.beats.len(),
-                        "the fence covers every shard"
-                    );
+                if let Some(cells) = moving.fence_cells() {
+                    assert_eq!(cells, self.links.cells(), "the fence covers every cell");
                 }
             }
             None => assert!(
@@ -61,8 +57,8 @@ impl Engine {
             );
             assert_eq!(
                 state.evidence.beats.len(),
-                state.evidence.writes.len(),
-                "one entry per shard"
+                self.links.cells(),
+                "one entry per cell"
             );
         }
     }

@@ -1,4 +1,4 @@
-//! The link matrix: for each (published on, heard on, shard), whether heartbeats pass in time.
+//! The link matrix: for each (published on, heard on, cell), whether heartbeats pass in time.
 //!
 //! ```text
 //!             a fresh heartbeat                no fresh one for a window
@@ -13,13 +13,15 @@
 //! A heartbeat is fresh when its number is new and it was young when heard. A late one (a backlog was replayed) raises
 //! the lag and proves nothing.
 
+use std::fmt;
 use std::time::Duration;
 
+use super::event::CellMap;
 use super::moment::Moment;
 use super::windows::{BEATS_IN_A_ROW, Windows};
-use crate::replica::{ReplicaId, ShardId};
+use crate::replica::{CellId, ReplicaId, ShardId};
 
-/// One link of one shard.
+/// One link, in one cell.
 #[derive(Clone, Debug)]
 pub(super) struct Link {
     seq: Option<u64>,
@@ -60,6 +62,31 @@ impl Link {
     pub(super) fn quiet(&self, now: Moment) -> Duration {
         now.since(self.fresh.map_or(self.born, |fresh| fresh.max(self.born)))
     }
+
+    /// Brings `up` in line with the evidence; the new value when it changed.
+    fn update(&mut self, windows: &Windows, now: Moment) -> Option<bool> {
+        let before = self.up;
+        let quiet = self.quiet(now);
+        let in_time = quiet < windows.link
+            || (now.since(self.excused) < windows.link && quiet < windows.link.saturating_mul(3));
+        match self.up {
+            Some(false) if in_time && self.fresh_in_a_row >= BEATS_IN_A_ROW => self.up = Some(true),
+            None if self.fresh_in_a_row > 0 => self.up = Some(true),
+            Some(false) if !in_time => self.fresh_in_a_row = 0,
+            None | Some(true) if !in_time => {
+                self.up = Some(false);
+                self.fresh_in_a_row = 0;
+            }
+            _ => {}
+        }
+        self.up.filter(|_| self.up != before)
+    }
+
+    /// Whether it is known that nothing passes.
+    pub(super) fn is_shut(&self, windows: &Windows, now: Moment) -> bool {
+        let listening = now.since(self.excused) >= windows.link;
+        self.up == Some(false) && self.fresh_in_a_row == 0 && listening
+    }
 }
 
 /// A heartbeat as heard.
@@ -67,21 +94,43 @@ impl Link {
 pub(super) struct Heard {
     pub(super) from: ReplicaId,
     pub(super) to: ReplicaId,
-    pub(super) shard: ShardId,
+    pub(super) cell: CellId,
     pub(super) seq: u64,
     pub(super) age: Duration,
+}
+
+/// Which link: from a shard of one replica to a shard of another.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Path {
+    pub(super) from: ReplicaId,
+    pub(super) shard: ShardId,
+    pub(super) to: ReplicaId,
+    pub(super) to_shard: ShardId,
+    /// Position of its cell.
+    pub(super) cell: usize,
+}
+
+impl Path {
+    /// Where among the shards, in words.
+    pub(super) fn place(self) -> impl fmt::Display {
+        fmt::from_fn(move |f| {
+            write!(f, "shard {}", self.shard)?;
+            if self.to_shard != self.shard {
+                write!(f, " to shard {}", self.to_shard)?;
+            }
+            Ok(())
+        })
+    }
 }
 
 /// A link that went up or down.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Change {
-    pub(super) from: ReplicaId,
-    pub(super) to: ReplicaId,
-    pub(super) shard: ShardId,
+    pub(super) path: Path,
     pub(super) up: bool,
 }
 
-/// How two replicas replicate, both ways and over all shards.
+/// How two replicas replicate, both ways and in all cells.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Pair {
     /// Every link up and within tolerance.
@@ -89,18 +138,23 @@ pub(super) enum Pair {
     /// Nothing against it, not every link known yet.
     Unknown,
     /// This link is down or over the tolerance.
-    Bad {
-        from: ReplicaId,
-        to: ReplicaId,
-        shard: ShardId,
-    },
+    Bad(Path),
+}
+
+/// The links of one cell.
+#[derive(Clone, Debug)]
+struct Row {
+    id: CellId,
+    /// By replica.
+    shards: Vec<Option<ShardId>>,
+    /// `[from][to]`; those of replicas without a shard here are never read.
+    links: Vec<Vec<Link>>,
 }
 
 /// Every link.
 #[derive(Clone, Debug)]
 pub(super) struct Links {
-    /// `[from][shard][to]`
-    links: Vec<Vec<Vec<Link>>>,
+    rows: Vec<Row>,
     lag_tolerance: Duration,
 }
 
@@ -110,48 +164,85 @@ impl Links {
         self.lag_tolerance = lag_tolerance;
     }
 
-    pub(super) fn new(shards: &[usize], lag_tolerance: Duration, now: Moment) -> Links {
-        let row = vec![Link::new(now); shards.len()];
-        Links {
-            links: shards.iter().map(|&count| vec![row.clone(); count]).collect(),
+    pub(super) fn new(map: &CellMap, lag_tolerance: Duration, now: Moment) -> Links {
+        let mut links = Links {
+            rows: Vec::new(),
             lag_tolerance,
-        }
+        };
+        links.relayout(map, now);
+        links
     }
 
-    /// A new layout of `from`: its links start again.
-    pub(super) fn relayout(&mut self, from: ReplicaId, shards: usize, now: Moment) {
-        let row = vec![Link::new(now); self.links.len()];
-        self.links[from.index()] = vec![row; shards];
+    /// New layouts: cells that stay keep their evidence, the others begin.
+    pub(super) fn relayout(&mut self, map: &CellMap, now: Moment) {
+        let replicas = map.shards.len();
+        let mut old = std::mem::take(&mut self.rows);
+        let rows = map.cells.iter().map(|(id, shards)| {
+            let kept = old.iter().position(|row| row.id == *id);
+            match kept {
+                Some(kept) => Row {
+                    shards: shards.clone(),
+                    ..old.swap_remove(kept)
+                },
+                None => Row {
+                    id: *id,
+                    shards: shards.clone(),
+                    links: vec![vec![Link::new(now); replicas]; replicas],
+                },
+            }
+        });
+        self.rows = rows.collect();
     }
 
-    pub(super) fn get(&self, from: ReplicaId, to: ReplicaId, shard: usize) -> Option<&Link> {
-        self.links.get(from.index())?.get(shard)?.get(to.index())
+    /// Position of a cell; `None`: it is of another layout.
+    pub(super) fn position(&self, cell: CellId) -> Option<usize> {
+        self.rows.iter().position(|row| row.id == cell)
     }
 
-    /// The links of every shard in one direction.
-    pub(super) fn between(&self, from: ReplicaId, to: ReplicaId) -> impl Iterator<Item = (ShardId, &Link)> {
-        let shards = self.links[from.index()].iter();
-        shards
-            .zip(0_u16..)
-            .map(move |(row, shard)| (ShardId(shard), &row[to.index()]))
+    /// How many cells there are.
+    pub(super) fn cells(&self) -> usize {
+        self.rows.len()
     }
 
-    /// Takes a heartbeat; true when it is fresh. `tilt`: the sidecar's own stall explains its age.
-    pub(super) fn hear(&mut self, heard: Heard, windows: &Windows, now: Moment, tilt: bool) -> bool {
+    /// The shard of `replica` in the cell at `cell`.
+    pub(super) fn shard(&self, replica: ReplicaId, cell: usize) -> Option<ShardId> {
+        *self.rows.get(cell)?.shards.get(replica.index())?
+    }
+
+    /// The link of `path`.
+    pub(super) fn at(&self, path: Path) -> &Link {
+        &self.rows[path.cell].links[path.from.index()][path.to.index()]
+    }
+
+    fn path(&self, from: ReplicaId, to: ReplicaId, cell: usize) -> Option<Path> {
+        Some(Path {
+            from,
+            shard: self.shard(from, cell)?,
+            to,
+            to_shard: self.shard(to, cell)?,
+            cell,
+        })
+    }
+
+    /// The links of every cell in one direction.
+    pub(super) fn between(&self, from: ReplicaId, to: ReplicaId) -> impl Iterator<Item = (Path, &Link)> {
+        let paths = (0..self.rows.len()).filter_map(move |cell| self.path(from, to, cell));
+        paths.map(|path| (path, self.at(path)))
+    }
+
+    /// Takes a heartbeat; its cell's position when it is fresh. `tilt`: the sidecar's own stall explains its age.
+    pub(super) fn hear(&mut self, heard: Heard, windows: &Windows, now: Moment, tilt: bool) -> Option<usize> {
         let tolerance = self.lag_tolerance;
-        let link = self
-            .links
-            .get_mut(heard.from.index())
-            .and_then(|shards| shards.get_mut(usize::from(heard.shard.0)))
-            .and_then(|row| row.get_mut(heard.to.index()));
-        let Some(link) = link else { return false };
+        let cell = self.position(heard.cell)?;
+        let path = self.path(heard.from, heard.to, cell)?;
+        let link = &mut self.rows[cell].links[path.from.index()][path.to.index()];
         if link.seq >= Some(heard.seq) {
-            return false;
+            return None;
         }
         link.seq = Some(heard.seq);
         let fresh = heard.age <= windows.fresh_age;
         if !fresh && tilt {
-            return false;
+            return None;
         }
         link.heard = Some(now);
         link.lag = Some(heard.age);
@@ -178,31 +269,33 @@ impl Links {
         } else {
             link.fresh_in_a_row = 0;
         }
-        fresh
+        fresh.then_some(cell)
     }
 
     /// The subscription on `to` stands again: misses on its inbound links are counted from now.
     pub(super) fn subscribed(&mut self, to: ReplicaId, now: Moment) {
-        for row in self.links.iter_mut().flatten() {
-            row[to.index()].excused = now;
+        for links in self.rows.iter_mut().flat_map(|row| &mut row.links) {
+            links[to.index()].excused = now;
         }
     }
 
     /// `id` hears itself again: what its links did meanwhile says nothing of replication, so those that are down are
     /// unknown again, and have a whole window to show themselves.
     pub(super) fn returned(&mut self, id: ReplicaId, now: Moment) {
-        for (from, shards) in (0_u8..).map(ReplicaId).zip(&mut self.links) {
-            for (to, link) in shards.iter_mut().flat_map(|row| (0_u8..).map(ReplicaId).zip(row)) {
-                if (from == id || to == id) && link.up == Some(false) {
-                    link.up = None;
-                    link.born = now;
-                    link.fresh_in_a_row = 0;
+        for row in &mut self.rows {
+            for (from, links) in row.links.iter_mut().enumerate() {
+                for (to, link) in links.iter_mut().enumerate() {
+                    if (from == id.index() || to == id.index()) && link.up == Some(false) {
+                        link.up = None;
+                        link.born = now;
+                        link.fresh_in_a_row = 0;
+                    }
                 }
             }
         }
     }
 
-    /// Whether the own heartbeats of `id` come back on some shard: without them its links say nothing of replication.
+    /// Whether the own heartbeats of `id` come back in some cell: without them its links say nothing of replication.
     pub(super) fn echoes(&self, id: ReplicaId) -> bool {
         self.between(id, id).any(|(_, link)| link.up == Some(true))
     }
@@ -210,27 +303,22 @@ impl Links {
     /// Brings `up` in line with the evidence; returns what changed.
     pub(super) fn update(&mut self, windows: &Windows, now: Moment) -> Vec<Change> {
         let mut changes = Vec::new();
-        for (from, shards) in (0_u8..).map(ReplicaId).zip(&mut self.links) {
-            for (shard, row) in (0_u16..).map(ShardId).zip(shards) {
-                for (to, link) in (0_u8..).map(ReplicaId).zip(row) {
-                    let before = link.up;
-                    let quiet = link.quiet(now);
-                    let in_time = quiet < windows.link
-                        || (now.since(link.excused) < windows.link && quiet < windows.link.saturating_mul(3));
-                    match link.up {
-                        Some(false) if in_time && link.fresh_in_a_row >= BEATS_IN_A_ROW => {
-                            link.up = Some(true);
-                        }
-                        None if link.fresh_in_a_row > 0 => link.up = Some(true),
-                        Some(false) if !in_time => link.fresh_in_a_row = 0,
-                        None | Some(true) if !in_time => {
-                            link.up = Some(false);
-                            link.fresh_in_a_row = 0;
-                        }
-                        _ => {}
-                    }
-                    if let Some(up) = link.up.filter(|_| link.up != before) {
-                        changes.push(Change { from, to, shard, up });
+        for (cell, row) in self.rows.iter_mut().enumerate() {
+            for (from, links) in (0_u8..).map(ReplicaId).zip(&mut row.links) {
+                for (to, link) in (0_u8..).map(ReplicaId).zip(links) {
+                    let (Some(shard), Some(to_shard)) = (row.shards[from.index()], row.shards[to.index()])
+                    else {
+                        continue;
+                    };
+                    if let Some(up) = link.update(windows, now) {
+                        let path = Path {
+                            from,
+                            shard,
+                            to,
+                            to_shard,
+                            cell,
+                        };
+                        changes.push(Change { path, up });
                     }
                 }
             }
@@ -241,28 +329,21 @@ impl Links {
     /// How `a` and `b` replicate.
     pub(super) fn pair(&self, a: ReplicaId, b: ReplicaId) -> Pair {
         let mut unknown = false;
-        for (from, to) in [(a, b), (b, a)] {
-            for (shard, link) in self.between(from, to) {
-                match link.up {
-                    Some(true) if !link.lagging => {}
-                    None => unknown = true,
-                    _ => return Pair::Bad { from, to, shard },
-                }
+        for (path, link) in self.between(a, b).chain(self.between(b, a)) {
+            match link.up {
+                Some(true) if !link.lagging => {}
+                None => unknown = true,
+                _ => return Pair::Bad(path),
             }
         }
         if unknown { Pair::Unknown } else { Pair::Good }
     }
 
-    /// Whether no heartbeat at all passes between `a` and `b`, on any shard, either way. One in time is one that passes,
+    /// Whether no heartbeat at all passes between `a` and `b`, in any cell, either way. One in time is one that passes,
     /// even where it takes two to call the link up again; and one that is missing proves nothing until a subscription
     /// has stood for a whole window.
     pub(super) fn parted(&self, a: ReplicaId, b: ReplicaId, windows: &Windows, now: Moment) -> bool {
-        let silent = |from, to| {
-            self.between(from, to).all(|(_, link)| {
-                let listening = now.since(link.excused) >= windows.link;
-                link.up == Some(false) && link.fresh_in_a_row == 0 && listening
-            })
-        };
-        silent(a, b) && silent(b, a)
+        let mut links = self.between(a, b).chain(self.between(b, a));
+        links.all(|(_, link)| link.is_shut(windows, now))
     }
 }

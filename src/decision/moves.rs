@@ -1,7 +1,7 @@
 //! Planned moves: hold, drain, fence, go; or call it off.
 //!
 //! ```text
-//!            route(old, holding)          drained            fence heard on every shard
+//!            route(old, holding)          drained            fence heard in every cell
 //!   settled ────────────────────▶ draining ──────▶ fencing ─────────────────────────────▶ settled on the new
 //!      ▲                             │   no fence in    │
 //!      │                             │   the policy ────┼──────────────────────────────▶ settled on the new
@@ -21,7 +21,7 @@ use super::event::{Event, Health, Output, SwitchReason};
 use super::health::Secs;
 use super::moment::Moment;
 use super::policy::OnFenceTimeout;
-use crate::replica::{ReplicaId, ShardId};
+use crate::replica::{CellId, ReplicaId};
 
 /// What a planned move is for.
 #[derive(Clone, Debug)]
@@ -48,10 +48,11 @@ pub(super) struct Move {
 enum Stage {
     /// Until the data plane has no sent command without an answer.
     Draining { epoch: u64, deadline: Instant },
-    /// Until the fence was heard for every shard of the old replica.
+    /// Until the fence was heard in every cell that both replicas have a shard in.
     Fencing {
         id: u64,
         since: Moment,
+        /// By cell; of those that need not be crossed it is true from the beginning.
         heard: Vec<bool>,
         deadline: Instant,
     },
@@ -68,8 +69,8 @@ impl Move {
         matches!(self.stage, Stage::Fencing { .. })
     }
 
-    /// Shards whose fence is awaited; `None` while draining.
-    pub(super) fn fence_shards(&self) -> Option<usize> {
+    /// Cells that the fence knows; `None` while draining.
+    pub(super) fn fence_cells(&self) -> Option<usize> {
         match &self.stage {
             Stage::Draining { .. } => None,
             Stage::Fencing { heard, .. } => Some(heard.len()),
@@ -114,14 +115,17 @@ impl Engine {
             return;
         }
         let Some(old) = self.active else { return };
-        let shards = usize::from(self.members[old.index()].shards.max(1));
         self.fence_id += 1;
         let id = self.fence_id;
         if let Some(moving) = &mut self.moving {
+            let mut heard = vec![true; self.links.cells()];
+            for (path, _) in self.links.between(old, moving.to) {
+                heard[path.cell] = false;
+            }
             moving.stage = Stage::Fencing {
                 id,
                 since: now,
-                heard: vec![false; shards],
+                heard,
                 deadline: now.plus(self.policy.fence),
             };
             self.outputs.push_back(Output::PublishFence { id, on: old });
@@ -129,7 +133,10 @@ impl Engine {
     }
 
     /// A fence was heard.
-    pub(super) fn fence_heard(&mut self, id: u64, to: ReplicaId, shard: ShardId, now: Moment) {
+    pub(super) fn fence_heard(&mut self, id: u64, to: ReplicaId, cell: CellId, now: Moment) {
+        let Some(cell) = self.links.position(cell) else {
+            return;
+        };
         let Some(moving) = &mut self.moving else { return };
         let Stage::Fencing {
             id: awaited,
@@ -143,7 +150,7 @@ impl Engine {
         if *awaited != id || moving.to != to {
             return;
         }
-        if let Some(crossed) = heard.get_mut(usize::from(shard.0)) {
+        if let Some(crossed) = heard.get_mut(cell) {
             *crossed = true;
         }
         if heard.iter().all(|&crossed| crossed) {
@@ -177,7 +184,7 @@ impl Engine {
                 Secs(self.windows.drain)
             ),
             Stage::Fencing { heard, .. } => format!(
-                "the fence was heard on {} of {} shards within {}",
+                "the fence was heard in {} of {} cells within {}",
                 heard.iter().filter(|&&crossed| crossed).count(),
                 heard.len(),
                 Secs(self.policy.fence)

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::event::{Fitness, Health, Switched};
-use crate::replica::{ReplicaId, ShardId};
+use crate::replica::{CellId, ReplicaId, ShardId};
 
 /// The whole of the engine's view at one moment.
 #[derive(Clone, PartialEq, Debug)]
@@ -63,8 +63,12 @@ pub struct ShardView {
 pub struct LinkView {
     /// Where its heartbeats are awaited.
     pub to: ReplicaId,
-    /// The shard that they belong to.
+    /// The cell that it is in: two shards may have several in common, where a third replica's layout cuts between.
+    pub cell: CellId,
+    /// The shard that they are published on.
     pub shard: ShardId,
+    /// The shard of `to` that they arrive on.
+    pub to_shard: ShardId,
     /// Age of the newest heartbeat when it was heard.
     pub lag: Option<Duration>,
     /// When a heartbeat was last heard.

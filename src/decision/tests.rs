@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::replica::{ReplicaId, ShardId};
+use crate::replica::{CellId, ReplicaId};
 
 mod world;
 
@@ -112,12 +112,12 @@ fn an_answer_that_lay_in_a_socket_through_a_stall_does_not_end_tilt() {
     let stall = MS * 3000;
     world.now += stall;
     world.seq += 1;
-    let (seq, shard) = (world.seq, ShardId::ONLY);
+    let (seq, cell) = (world.seq, CellId::ONLY);
     // Both were on their way when the sidecar stood still; 700 ms is young enough to be fresh by itself.
     let heard = |age| Input::HeartbeatHeard {
         from: A,
         to: A,
-        shard,
+        cell,
         seq,
         age,
     };
@@ -267,11 +267,11 @@ fn an_active_that_loads_is_left_even_when_its_echo_was_lost_before() {
         seen: PassiveEvidence::Alive,
     });
     world.probe(A, ProbeKind::Ping, loading());
-    let (shard, seq) = (ShardId::ONLY, world.seq + 1);
+    let (cell, seq) = (CellId::ONLY, world.seq + 1);
     world.tell(Input::HeartbeatHeard {
         from: A,
         to: A,
-        shard,
+        cell,
         seq,
         age: MS,
     });
@@ -356,11 +356,11 @@ fn a_heartbeat_heard_twice_is_heard_once() {
     world.pass(MS * 2500);
     let up = |world: &World| world.view(A).links.iter().all(|link| link.up);
     assert!(!up(&world));
-    let (shard, age) = (ShardId::ONLY, MS);
+    let (cell, age) = (CellId::ONLY, MS);
     let heard = |seq| Input::HeartbeatHeard {
         from: A,
         to: B,
-        shard,
+        cell,
         seq,
         age,
     };
@@ -378,13 +378,13 @@ fn a_link_whose_first_heartbeat_is_late_lags() {
     world.cut.push((A, B));
     world.pass(MS * 2500);
     world.seq += 2;
-    let (shard, age) = (ShardId::ONLY, policy().lag_tolerance * 2);
+    let (cell, age) = (CellId::ONLY, policy().lag_tolerance * 2);
     for seq in [world.seq - 1, world.seq] {
         let (from, to) = (A, B);
         world.tell(Input::HeartbeatHeard {
             from,
             to,
-            shard,
+            cell,
             seq,
             age,
         });
@@ -405,13 +405,13 @@ fn a_replica_whose_echo_returns_is_not_isolated_by_what_its_links_did_meanwhile(
         world.cut.extend([(A, other), (other, A)]);
     }
     world.pass(MS * 1500);
-    let (shard, age) = (ShardId::ONLY, MS);
+    let (cell, age) = (CellId::ONLY, MS);
     world.seq += 2;
     for seq in [world.seq - 1, world.seq] {
         world.tell(Input::HeartbeatHeard {
             from: A,
             to: A,
-            shard,
+            cell,
             seq,
             age,
         });
@@ -488,11 +488,11 @@ fn one_heartbeat_in_time_ends_isolation() {
     world.pass(MS * 2500);
     assert_eq!(world.view(A).fitness, Fitness::Isolated);
     world.seq += 1;
-    let (from, to, shard, seq, age) = (B, A, ShardId::ONLY, world.seq, MS);
+    let (from, to, cell, seq, age) = (B, A, CellId::ONLY, world.seq, MS);
     world.tell(Input::HeartbeatHeard {
         from,
         to,
-        shard,
+        cell,
         seq,
         age,
     });

@@ -6,6 +6,7 @@ use super::engine::Engine;
 use super::event::Health;
 use super::fitness::{Ground, GroundWords};
 use super::health::Secs;
+use super::links::Path;
 use super::moment::Moment;
 use super::snapshot::{LinkView, ReplicaView, ShardView, Snapshot};
 use super::windows::WRITES_IN_A_ROW;
@@ -35,18 +36,22 @@ impl Engine {
             Health::Unknown | Health::Down => finding.to_string(),
             Health::Suspect | Health::Recovering => format!("{finding}; {}", self.fitness_words(id, now)),
         };
-        let echoes = self.links.between(id, id);
-        let shards = echoes
-            .zip(&state.evidence.writes)
-            .map(|((shard, echo), writes)| ShardView {
-                id: shard,
-                echo: echo.up == Some(true),
-                writable: writes.writable,
-            });
+        let echo = |shard| {
+            let mut echoes = self.links.between(id, id).filter(|(path, _)| path.shard == shard);
+            echoes.all(|(_, echo)| echo.up == Some(true))
+        };
+        let shards = (0_u16..).map(ShardId).zip(&state.evidence.writes);
+        let shards = shards.map(|(shard, writes)| ShardView {
+            id: shard,
+            echo: echo(shard),
+            writable: writes.writable,
+        });
         let links = self.ids().flat_map(|to| {
-            self.links.between(id, to).map(move |(shard, link)| LinkView {
+            self.links.between(id, to).map(move |(path, link)| LinkView {
                 to,
-                shard,
+                cell: self.map.cells[path.cell].0,
+                shard: path.shard,
+                to_shard: path.to_shard,
                 lag: link.lag,
                 last_heard: link.heard.map(|heard| heard.real),
                 up: link.up == Some(true),
@@ -69,7 +74,7 @@ impl Engine {
         let state = &self.replicas[id.index()];
         let ground = state.reading.ground;
         let link = match ground {
-            Ground::Link { from, to, shard } => self.link_words(from, to, usize::from(shard.0), now),
+            Ground::Link(path) => self.link_words(path, now),
             _ => String::new(),
         };
         let writes = self.writes_words(id, now);
@@ -110,10 +115,8 @@ impl Engine {
     }
 
     /// What one link shows.
-    pub(super) fn link_words(&self, from: ReplicaId, to: ReplicaId, shard: usize, now: Moment) -> String {
-        let Some(link) = self.links.get(from, to, shard) else {
-            return String::new();
-        };
+    pub(super) fn link_words(&self, path: Path, now: Moment) -> String {
+        let link = self.links.at(path);
         let limit = Secs(self.windows.link);
         match (link.up, link.lag) {
             (Some(true), Some(lag)) if link.lagging => {

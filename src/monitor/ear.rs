@@ -15,7 +15,7 @@ use super::message::{Heard, Message, Unusable, Word};
 use super::reach::Reach;
 use super::{Common, Target};
 use crate::decision::{Input, ProbeFailure, ProbeKind};
-use crate::replica::{ReplicaId, ShardId};
+use crate::replica::{CellId, ReplicaId, ShardId};
 
 pub(super) struct Ear {
     common: Arc<Common>,
@@ -24,7 +24,7 @@ pub(super) struct Ear {
     backoff: Backoff,
     complaint: Complaint,
     /// Survives reconnects: a backlog may repeat what was heard before.
-    heard: HashMap<(ReplicaId, ShardId), Heard>,
+    heard: HashMap<(ReplicaId, CellId), Heard>,
 }
 
 impl Ear {
@@ -111,7 +111,7 @@ impl Ear {
 
     async fn hear(&mut self, message: &Msg) {
         let arrived = self.common.began.elapsed();
-        let Some((from, shard)) = self.common.channels.find(message.get_channel_name()) else {
+        let Some((from, cell)) = self.common.channels.find(message.get_channel_name()) else {
             return ignore(&self.common.ignored.malformed);
         };
         let message = match Message::decode(message.get_payload_bytes(), &self.common.identity) {
@@ -121,15 +121,15 @@ impl Ear {
         };
         let to = self.target.id;
         let input = match message.word {
-            Word::Fence(id) => Input::FenceHeard { id, to, shard },
+            Word::Fence(id) => Input::FenceHeard { id, to, cell },
             Word::Heartbeat(seq) => {
-                if !self.heard.entry((from, shard)).or_default().first_time(seq) {
+                if !self.heard.entry((from, cell)).or_default().first_time(seq) {
                     return ignore(&self.common.ignored.duplicate);
                 }
                 Input::HeartbeatHeard {
                     from,
                     to,
-                    shard,
+                    cell,
                     seq,
                     age: arrived.saturating_sub(message.sent),
                 }

@@ -14,7 +14,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
 use super::ShardChannel;
-use crate::replica::{ReplicaId, ShardId};
+use crate::replica::{CellId, ReplicaId, ShardId};
 
 const VERSION: &str = "pg1";
 
@@ -79,7 +79,7 @@ fn random() -> u64 {
 #[derive(Clone, Debug)]
 pub(super) struct Channels {
     by_replica: Vec<(ReplicaId, Vec<ShardChannel>)>,
-    by_name: HashMap<String, (ReplicaId, ShardId)>,
+    by_name: HashMap<String, (ReplicaId, CellId)>,
     prefix: String,
     instance: String,
 }
@@ -94,7 +94,7 @@ impl Channels {
     ) -> Channels {
         let by_replica: Vec<(ReplicaId, Vec<ShardChannel>)> = replicas
             .map(|(id, name)| {
-                let shard = ShardId::ONLY;
+                let (cell, shard) = (CellId::ONLY, ShardId::ONLY);
                 // The id sets apart two names that differ only in characters that `word` replaces.
                 let channel = format!(
                     "{prefix}:hb:{}:{}-{}:{{{shard}}}",
@@ -102,7 +102,7 @@ impl Channels {
                     id.0,
                     word(name)
                 );
-                (id, vec![(shard, channel)])
+                (id, vec![(cell, channel)])
             })
             .collect();
         let by_name = by_replica
@@ -138,7 +138,7 @@ impl Channels {
     }
 
     /// Whose channel `name` is.
-    pub(super) fn find(&self, name: &str) -> Option<(ReplicaId, ShardId)> {
+    pub(super) fn find(&self, name: &str) -> Option<(ReplicaId, CellId)> {
         self.by_name.get(name).copied()
     }
 
@@ -343,7 +343,7 @@ mod tests {
             assert!(!name.contains(['*', '?', '[', ' ']), "{name}");
         }
         assert_ne!(all[0], all[1], "names that become alike stay apart");
-        assert_eq!(channels.find(all[1]), Some((ReplicaId(1), ShardId::ONLY)));
+        assert_eq!(channels.find(all[1]), Some((ReplicaId(1), CellId::ONLY)));
         assert_eq!(channels.find("pg:hb:else"), None);
         assert_eq!(channels.of(ReplicaId(0))[0].1, all[0]);
         assert!(channels.of(ReplicaId(9)).is_empty());

@@ -120,8 +120,14 @@ impl Voice {
     /// The write that was under way, or would have been next, did not succeed.
     async fn give_up(&mut self, failure: Failure) {
         self.complaint.failed(&failure.words);
-        for (shard, _) in self.common.channels.of(self.target.id) {
-            report_write(&self.common, &self.target, *shard, Err(failure.evidence.clone())).await;
+        for _ in self.common.channels.of(self.target.id) {
+            report_write(
+                &self.common,
+                &self.target,
+                ShardId::ONLY,
+                Err(failure.evidence.clone()),
+            )
+            .await;
         }
     }
 
@@ -166,7 +172,7 @@ impl Heartbeats {
                     continue;
                 }
             }
-            for (index, (shard, channel)) in common.channels.of(target.id).iter().enumerate() {
+            for (index, (cell, channel)) in common.channels.of(target.id).iter().enumerate() {
                 self.seqs[index] += 1;
                 let seq = self.seqs[index];
                 match publish(common, &mut commands, channel, Word::Heartbeat(seq)).await {
@@ -176,7 +182,7 @@ impl Heartbeats {
                         common
                             .report(Input::HeartbeatSent {
                                 on: target.id,
-                                shard: *shard,
+                                cell: *cell,
                                 seq,
                             })
                             .await;
@@ -208,7 +214,8 @@ impl Writes {
                 }
             }
             let life = common.pace().probe_interval * KEY_LIFE;
-            for (shard, _) in common.channels.of(target.id) {
+            for _ in common.channels.of(target.id) {
+                let shard = &ShardId::ONLY;
                 self.seq += 1;
                 let mut set = redis::cmd("SET");
                 set.arg(common.channels.probe_key(*shard))
@@ -250,12 +257,13 @@ impl Fences {
                 // The monitor is being dropped, and this task with it.
                 return std::future::pending().await;
             };
-            for (shard, channel) in common.channels.of(target.id) {
+            for (cell, channel) in common.channels.of(target.id) {
                 match publish(common, &mut commands, channel, Word::Fence(id)).await {
                     Ok(()) => {}
                     Err(failure) if failure.usable => tracing::warn!(
                         replica = %target.name,
-                        "the fence {id} was refused for shard {shard}: {}",
+                        "the fence {id} was refused in cell {}: {}",
+                        cell.0,
                         failure.words
                     ),
                     Err(failure) => return Err(failure),

@@ -1,12 +1,13 @@
 //! What goes wrong: faults of replicas and links, the sidecar's own stalls, and operators.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::run::{Happening, Sim};
-use super::sidecar::{End, Loop, shard_id};
+use super::sidecar::{End, Loop};
 use super::world::{State, Way};
 use crate::decision::event::{Input, PassiveEvidence, ProbeKind, Request};
-use crate::replica::ReplicaId;
+use crate::replica::{CellId, ReplicaId};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -153,13 +154,13 @@ impl Sim {
             self.after(MS * 50, Happening::Resubscribe { node });
         }
         if before == State::Hung && state != State::Dead {
-            for (from, shard, message) in std::mem::take(&mut self.stuck[i]) {
+            for (from, cell, message) in std::mem::take(&mut self.stuck[i]) {
                 self.after(
                     MS,
                     Happening::Arrive {
                         from,
                         to: node,
-                        shard,
+                        cell,
                         message,
                     },
                 );
@@ -185,8 +186,8 @@ impl Sim {
             Way::Late(window * 2),
         ]);
         let lasting = self.lasting_link();
-        let shards = self.setup.shards(a);
-        let only = self.rng.chance(500).then(|| self.rng.below(shards));
+        let cells = self.setup.cell_ids();
+        let only = self.rng.chance(500).then(|| self.rng.pick(&cells));
         self.set_ways(&[(a, b)], only, way, lasting);
         if self.rng.chance(300) {
             self.set_ways(&[(b, a)], None, way, lasting);
@@ -207,36 +208,40 @@ impl Sim {
     fn set_ways(
         &mut self,
         pairs: &[(ReplicaId, ReplicaId)],
-        only: Option<usize>,
+        only: Option<CellId>,
         way: Way,
         lasting: Duration,
     ) {
         for &(from, to) in pairs {
-            for shard in 0..self.setup.shards(from) {
-                if only.is_none_or(|only| only == shard) {
-                    self.world.ways[from.index()][to.index()][shard].set(self.at, way);
-                    self.note(|| format!("TRUTH link {from}->{to} shard {shard} {way:?}"));
-                    self.after(lasting, Happening::MendWay { from, to, shard });
+            for cell in self.setup.cell_ids() {
+                if only.is_none_or(|only| only == cell)
+                    && let Some(history) = self.world.ways[from.index()][to.index()].get_mut(&cell)
+                {
+                    history.set(self.at, way);
+                    self.note(|| format!("TRUTH link {from}->{to} {cell:?} {way:?}"));
+                    self.after(lasting, Happening::MendWay { from, to, cell });
                 }
             }
         }
     }
 
     /// Opens a link; its backlog comes at once, and late.
-    pub(super) fn mend_way(&mut self, from: ReplicaId, to: ReplicaId, shard: usize) {
-        let Some(history) = self.world.ways[from.index()][to.index()].get_mut(shard) else {
+    pub(super) fn mend_way(&mut self, from: ReplicaId, to: ReplicaId, cell: CellId) {
+        let Some(history) = self.world.ways[from.index()][to.index()].get_mut(&cell) else {
             return;
         };
         history.set(self.at, Way::Open(self.setup.delay));
-        self.note(|| format!("TRUTH link {from}->{to} shard {shard} open"));
-        let backlog = std::mem::take(&mut self.world.backlog[from.index()][to.index()][shard]);
+        self.note(|| format!("TRUTH link {from}->{to} {cell:?} open"));
+        let backlog = self.world.backlog[from.index()][to.index()]
+            .remove(&cell)
+            .unwrap_or_default();
         for (i, message) in (1_u32..).zip(backlog) {
             self.after(
                 MS * i / 4,
                 Happening::Arrive {
                     from,
                     to,
-                    shard,
+                    cell,
                     message,
                 },
             );
@@ -324,7 +329,7 @@ impl Sim {
             self.layout[i] += 1;
             self.world.subscribed[i] = false;
             self.world.noise[i] = self.at;
-            self.world.backlog[i].iter_mut().flatten().for_each(Vec::clear);
+            self.world.backlog[i].iter_mut().for_each(BTreeMap::clear);
         }
         self.start_sidecar();
     }
@@ -357,27 +362,28 @@ impl Sim {
 
     fn relayout(&mut self) {
         let frozen = self.at < self.frozen_until;
-        if frozen || self.setup.members.iter().all(|member| member.shards == 1) {
+        if frozen || self.setup.shards.iter().all(|&count| count == 1) {
             return;
         }
         let node = self.any_node();
         let count = self.rng.pick(&[1_u16, 2, 3]);
         let i = node.index();
-        self.setup.members[i].shards = count;
-        let count = usize::from(count);
-        for to in self.setup.ids() {
-            let open = super::world::History::new(Way::Open(self.setup.delay));
-            self.world.ways[i][to.index()] = vec![open; count];
-            self.world.backlog[i][to.index()] = vec![Vec::new(); count];
-        }
+        let before = self.setup.cell_ids();
+        let mut shards = self.setup.shards.clone();
+        shards[i] = count;
+        self.setup.relayout(shards);
+        self.world.relayout(&self.setup);
         for other in self.setup.ids() {
             self.world.noise[other.index()] = self.at;
         }
         self.probing[i] = [Vec::new(), Vec::new()];
-        self.relayout_engine(node);
+        self.tell_layout();
         self.layout[i] += 1;
-        self.start_loops(node);
-        self.note(|| format!("TRUTH {node} has {} shards from now", shard_id(count)));
+        self.start_probes(node);
+        let mut new = self.setup.cell_ids();
+        new.retain(|cell| !before.contains(cell));
+        self.start_beats(&new);
+        self.note(|| format!("TRUTH {node} has {count} shards from now"));
     }
 
     /// One operator's request, and the time of the next.

@@ -15,7 +15,7 @@ use super::world::{At, State, World};
 use crate::decision::event::{
     Event, Health, Input, Output, ProbeFailure, ProbeKind, Request, RouteOrder, SwitchReason, Switched,
 };
-use crate::replica::{ReplicaId, ShardId};
+use crate::replica::{CellId, ReplicaId};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -80,8 +80,8 @@ struct Moving {
     epoch: u64,
     drained: bool,
     fence: Option<(u64, At)>,
-    shards: usize,
-    heard: BTreeSet<ShardId>,
+    cells: Vec<CellId>,
+    heard: BTreeSet<CellId>,
 }
 
 /// The books.
@@ -252,12 +252,12 @@ impl Oracle {
                     moving.drained = true;
                 }
             }
-            Some(Input::FenceHeard { id, to, shard }) => {
+            Some(Input::FenceHeard { id, to, cell }) => {
                 if let Some(moving) = self.moving.as_mut()
                     && moving.to == *to
                     && moving.fence.is_some_and(|(awaited, _)| awaited == *id)
                 {
-                    moving.heard.insert(*shard);
+                    moving.heard.insert(*cell);
                 }
             }
             Some(Input::Operator { id, request }) => {
@@ -332,7 +332,7 @@ impl Oracle {
     pub(super) fn output(&mut self, setup: &Setup, world: &World, output: &Output) -> Verdict {
         match output {
             Output::Route(route) => self.on_route(route),
-            Output::PublishFence { id, on } => {
+            Output::PublishFence { id, .. } => {
                 if *id <= self.fence_id {
                     return Err(format!("P9 fence: number {id} after {}", self.fence_id));
                 }
@@ -341,7 +341,7 @@ impl Oracle {
                     return Err("P9 fence: published without a move".to_owned());
                 };
                 moving.fence = Some((*id, self.at));
-                moving.shards = setup.shards(*on);
+                moving.cells = setup.cell_ids();
                 Ok(())
             }
             Output::Answer { id, result } => self.on_answer(*id, result),
@@ -430,7 +430,7 @@ impl Oracle {
                     epoch: self.route.as_ref().map_or(0, |route| route.epoch),
                     drained: false,
                     fence: None,
-                    shards: 0,
+                    cells: Vec::new(),
                     heard: BTreeSet::new(),
                 });
                 match &self.asking {

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use super::oracle::Oracle;
 use super::rng::Rng;
 use super::setup::Setup;
-use super::sidecar::{End, Loop, Probing, shard_id};
+use super::sidecar::{End, Loop, Probing};
 use super::subject::{Sabotage, Subject};
 use super::world::{At, Message, State, World};
 use crate::decision::event::{Event, Input, Output, PassiveEvidence, Request, SwitchReason};
 use crate::decision::policy::FailbackMode;
-use crate::replica::ReplicaId;
+use crate::replica::{CellId, ReplicaId};
 
 /// Lines of the transcript that a failure shows.
 const TAIL: usize = 60;
@@ -32,19 +32,18 @@ pub(super) enum Happening {
     },
     Beat {
         node: ReplicaId,
-        shard: usize,
-        layout: u32,
+        cell: CellId,
     },
     BeatAccepted {
         node: ReplicaId,
-        shard: usize,
+        cell: CellId,
         seq: u64,
         generation: u32,
     },
     Arrive {
         from: ReplicaId,
         to: ReplicaId,
-        shard: usize,
+        cell: CellId,
         message: Message,
     },
     AliveTick,
@@ -73,7 +72,7 @@ pub(super) enum Happening {
     MendWay {
         from: ReplicaId,
         to: ReplicaId,
-        shard: usize,
+        cell: CellId,
     },
     Fall {
         node: ReplicaId,
@@ -121,9 +120,9 @@ pub(super) struct Sim {
     pub(super) tokens: Vec<u64>,
     pub(super) probing: Vec<[Vec<Option<Probing>>; 2]>,
     pub(super) quick_retries: Vec<u32>,
-    pub(super) stuck: Vec<Vec<(ReplicaId, usize, Message)>>,
+    pub(super) stuck: Vec<Vec<(ReplicaId, CellId, Message)>>,
     pub(super) layout: Vec<u32>,
-    pub(super) seqs: Vec<Vec<u64>>,
+    pub(super) seqs: Vec<BTreeMap<CellId, u64>>,
     pub(super) started: bool,
     pub(super) number: u64,
     pub(super) chain: u64,
@@ -219,7 +218,7 @@ impl Sim {
             quick_retries: vec![0; n],
             stuck: vec![Vec::new(); n],
             layout: vec![0; n],
-            seqs: vec![Vec::new(); n],
+            seqs: vec![BTreeMap::new(); n],
             started: false,
             number: 0,
             chain: 0,
@@ -283,8 +282,8 @@ impl Sim {
         for node in self.setup.ids() {
             self.become_state(node, State::Up);
             for to in self.setup.ids().filter(|&to| to != node) {
-                for shard in 0..self.setup.shards(node) {
-                    self.mend_way(node, to, shard);
+                for cell in self.setup.cell_ids() {
+                    self.mend_way(node, to, cell);
                 }
             }
         }
@@ -359,27 +358,23 @@ impl Sim {
                 end,
                 generation,
             } => self.probe_end(at, number, end, generation),
-            Happening::Beat { node, shard, layout } => self.beat(node, shard, layout),
+            Happening::Beat { node, cell } => self.beat(node, cell),
             Happening::BeatAccepted {
                 node,
-                shard,
+                cell,
                 seq,
                 generation,
             } => {
-                if generation == self.world.generation[node.index()] && shard < self.setup.shards(node) {
-                    self.input(Input::HeartbeatSent {
-                        on: node,
-                        shard: shard_id(shard),
-                        seq,
-                    });
+                if generation == self.world.generation[node.index()] {
+                    self.input(Input::HeartbeatSent { on: node, cell, seq });
                 }
             }
             Happening::Arrive {
                 from,
                 to,
-                shard,
+                cell,
                 message,
-            } => self.arrive(from, to, shard, message),
+            } => self.arrive(from, to, cell, message),
             Happening::AliveTick => self.alive_tick(),
             Happening::LinkTrouble { node, tries, chain } => self.link_trouble(node, tries, chain),
             Happening::Noise { node, seen } => self.input(Input::Passive { replica: node, seen }),
@@ -388,7 +383,7 @@ impl Sim {
             Happening::Operate => self.operate(),
             Happening::Fault => self.fault(),
             Happening::Mend { node, token } => self.mend(node, token),
-            Happening::MendWay { from, to, shard } => self.mend_way(from, to, shard),
+            Happening::MendWay { from, to, cell } => self.mend_way(from, to, cell),
             Happening::Fall { node, lasting } => self.fall(node, lasting),
             Happening::FallOfActive => {
                 if let Some(active) = self.active {
@@ -412,11 +407,10 @@ impl Sim {
         self.call(Some(input));
     }
 
-    pub(super) fn relayout_engine(&mut self, node: ReplicaId) {
-        self.subject
-            .set_shards(node, self.setup.members[node.index()].shards);
+    /// Tells the engine the layouts as they are now.
+    pub(super) fn tell_layout(&mut self) {
         self.oracle.relayout(self.at);
-        self.after_call();
+        self.input(Input::Layout(self.setup.map()));
     }
 
     fn call(&mut self, input: Option<Input>) {

@@ -5,13 +5,19 @@ use std::time::Duration;
 
 use super::rng::Rng;
 use crate::decision::engine::Member;
+use crate::decision::event::CellMap;
 use crate::decision::policy::{FailbackMode, OnFenceTimeout, OnIsolated, Policy};
-use crate::replica::ReplicaId;
+use crate::replica::{Cell, CellId, Layout, ReplicaId};
 
 #[derive(Clone, Debug)]
 pub(super) struct Setup {
     pub(super) members: Vec<Member>,
     pub(super) preferred: ReplicaId,
+    /// Shards by replica.
+    pub(super) shards: Vec<u16>,
+    /// The cells of these layouts, with the ids that they go by.
+    pub(super) cells: Vec<(CellId, Cell)>,
+    newest_cell: CellId,
     pub(super) policy: Policy,
     pub(super) pinned: Option<ReplicaId>,
     /// Replication delay of an open link.
@@ -45,8 +51,11 @@ impl Setup {
                 } else {
                     u32::from(rng.pick(&[10_u8, 20, 30]))
                 },
-                shards: if sharded { rng.pick(&[1, 2, 3]) } else { 1 },
             })
+            .collect();
+        let shards: Vec<u16> = members
+            .iter()
+            .map(|_| if sharded { rng.pick(&[1, 2, 3]) } else { 1 })
             .collect();
         let preferred = members
             .iter()
@@ -79,7 +88,10 @@ impl Setup {
             lag_tolerance: ms(500),
             tilt_after: timeout / 2,
         };
-        Setup {
+        let mut setup = Setup {
+            shards: Vec::new(),
+            cells: Vec::new(),
+            newest_cell: CellId::ONLY,
             preferred,
             pinned: rng
                 .chance(80)
@@ -91,7 +103,45 @@ impl Setup {
             links_break: rng.chance(250),
             members,
             policy,
+        };
+        setup.relayout(shards);
+        setup
+    }
+
+    /// New layouts; cells that stay keep their ids.
+    pub(super) fn relayout(&mut self, shards: Vec<u16>) {
+        let layouts: Vec<Layout> = shards.iter().map(|&count| Layout::even(count)).collect();
+        let old = std::mem::take(&mut self.cells);
+        for cell in crate::replica::cells(&layouts) {
+            let kept = old.iter().find(|(_, known)| *known == cell);
+            let id = kept.map_or_else(
+                || {
+                    self.newest_cell.0 += 1;
+                    self.newest_cell
+                },
+                |(id, _)| *id,
+            );
+            self.cells.push((id, cell));
         }
+        self.shards = shards;
+    }
+
+    /// As the engine is told.
+    pub(super) fn map(&self) -> CellMap {
+        let cells = self.cells.iter().map(|(id, cell)| (*id, cell.shards.clone()));
+        CellMap {
+            shards: self.shards.clone(),
+            cells: cells.collect(),
+        }
+    }
+
+    /// The ids of all cells.
+    pub(super) fn cell_ids(&self) -> Vec<CellId> {
+        self.cells.iter().map(|(id, _)| *id).collect()
+    }
+
+    pub(super) fn has_cell(&self, cell: CellId) -> bool {
+        self.cells.iter().any(|(id, _)| *id == cell)
     }
 
     pub(super) fn ids(&self) -> impl Iterator<Item = ReplicaId> + use<> {
@@ -99,6 +149,6 @@ impl Setup {
     }
 
     pub(super) fn shards(&self, id: ReplicaId) -> usize {
-        usize::from(self.members[id.index()].shards)
+        usize::from(self.shards[id.index()])
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::run::{Happening, Sim};
 use super::world::{At, Message, State, Way};
 use crate::decision::event::{Input, PassiveEvidence, ProbeFailure, ProbeKind};
-use crate::replica::{ReplicaId, ShardId};
+use crate::replica::{CellId, ReplicaId, ShardId};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -58,19 +58,18 @@ impl Sim {
 
     /// Starts every loop, each at its own phase.
     pub(super) fn start_sidecar(&mut self) {
+        self.tell_layout();
         for node in self.setup.ids() {
-            self.start_loops(node);
+            self.start_probes(node);
             self.resubscribe(node);
         }
+        self.start_beats(&self.setup.cell_ids());
         self.after(self.setup.policy.heartbeat_interval, Happening::AliveTick);
     }
 
-    pub(super) fn start_loops(&mut self, node: ReplicaId) {
+    pub(super) fn start_probes(&mut self, node: ReplicaId) {
         let layout = self.layout[node.index()];
-        let (probe, beat) = (
-            self.setup.policy.probe_interval,
-            self.setup.policy.heartbeat_interval,
-        );
+        let probe = self.setup.policy.probe_interval;
         let phase = self.rng.between(Duration::ZERO, probe);
         self.after(
             phase,
@@ -92,8 +91,17 @@ impl Sim {
                     layout,
                 }),
             );
-            let phase = self.rng.between(Duration::ZERO, beat);
-            self.after(phase, Happening::Beat { node, shard, layout });
+        }
+    }
+
+    pub(super) fn start_beats(&mut self, cells: &[CellId]) {
+        for node in self.setup.ids() {
+            for &cell in cells {
+                let phase = self
+                    .rng
+                    .between(Duration::ZERO, self.setup.policy.heartbeat_interval);
+                self.after(phase, Happening::Beat { node, cell });
+            }
         }
     }
 
@@ -203,19 +211,16 @@ impl Sim {
     }
 
     /// Publishes one heartbeat.
-    pub(super) fn beat(&mut self, node: ReplicaId, shard: usize, layout: u32) {
-        if layout != self.layout[node.index()] {
+    pub(super) fn beat(&mut self, node: ReplicaId, cell: CellId) {
+        if !self.setup.has_cell(cell) {
             return;
         }
         let interval = self.setup.policy.heartbeat_interval;
         let wait = self.rng.between(interval * 95 / 100, interval * 105 / 100);
-        self.after(wait, Happening::Beat { node, shard, layout });
-        let seqs = &mut self.seqs[node.index()];
-        if seqs.len() <= shard {
-            seqs.resize(shard + 1, 0);
-        }
-        seqs[shard] += 1;
-        let seq = seqs[shard];
+        self.after(wait, Happening::Beat { node, cell });
+        let seq = self.seqs[node.index()].entry(cell).or_insert(0);
+        *seq += 1;
+        let seq = *seq;
         let state = self.world.state(node);
         if !state.publishes() {
             return;
@@ -226,19 +231,19 @@ impl Sim {
             rtt,
             Happening::BeatAccepted {
                 node,
-                shard,
+                cell,
                 seq,
                 generation,
             },
         );
         let sent = self.at;
         for to in self.setup.ids() {
-            let at = (node, to, shard);
+            let at = (node, to, cell);
             // One at a time: two in a row are a fault of their own.
             if !self.world.lost.remove(&at) && !self.calm && self.rng.chance(3) {
                 self.world.lost.insert(at);
             } else {
-                self.carry(node, to, shard, Message::Beat { seq, sent }, rtt / 2);
+                self.carry(node, to, cell, Message::Beat { seq, sent }, rtt / 2);
             }
         }
     }
@@ -248,24 +253,26 @@ impl Sim {
         &mut self,
         from: ReplicaId,
         to: ReplicaId,
-        shard: usize,
+        cell: CellId,
         message: Message,
         wait: Duration,
     ) {
-        match self.world.way(from, to, shard) {
+        match self.world.way(from, to, cell) {
             Way::Open(delay) | Way::Late(delay) => {
                 self.after(
                     wait + delay,
                     Happening::Arrive {
                         from,
                         to,
-                        shard,
+                        cell,
                         message,
                     },
                 );
             }
             Way::Cut => {
-                let backlog = &mut self.world.backlog[from.index()][to.index()][shard];
+                let backlog = self.world.backlog[from.index()][to.index()]
+                    .entry(cell)
+                    .or_default();
                 if backlog.len() < 60 {
                     backlog.push(message);
                 }
@@ -274,28 +281,27 @@ impl Sim {
     }
 
     /// A message reaches the subscriber's socket on `to`.
-    pub(super) fn arrive(&mut self, from: ReplicaId, to: ReplicaId, shard: usize, message: Message) {
+    pub(super) fn arrive(&mut self, from: ReplicaId, to: ReplicaId, cell: CellId, message: Message) {
         let state = self.world.state(to);
         if state == State::Hung {
-            self.stuck[to.index()].push((from, shard, message));
+            self.stuck[to.index()].push((from, cell, message));
             return;
         }
-        if !state.delivers() || !self.world.subscribed[to.index()] || shard >= self.setup.shards(from) {
+        if !state.delivers() || !self.world.subscribed[to.index()] || !self.setup.has_cell(cell) {
             return;
         }
-        let shard = shard_id(shard);
         let input = match message {
             Message::Beat { seq, sent } => {
                 let age = self.at.saturating_sub(sent);
                 Input::HeartbeatHeard {
                     from,
                     to,
-                    shard,
+                    cell,
                     seq,
                     age,
                 }
             }
-            Message::Fence { id } => Input::FenceHeard { id, to, shard },
+            Message::Fence { id } => Input::FenceHeard { id, to, cell },
         };
         self.input(input);
     }
@@ -391,14 +397,14 @@ impl Sim {
         if self.rng.chance(250) {
             // A late one of an earlier move, everywhere.
             for to in self.setup.ids() {
-                for shard in 0..self.setup.shards(on) {
+                for cell in self.setup.cell_ids() {
                     let message = Message::Fence { id: id - 1 };
                     self.after(
                         MS / 2,
                         Happening::Arrive {
                             from: on,
                             to,
-                            shard,
+                            cell,
                             message,
                         },
                     );
@@ -409,8 +415,8 @@ impl Sim {
             return;
         }
         for to in self.setup.ids() {
-            for shard in 0..self.setup.shards(on) {
-                self.carry(on, to, shard, Message::Fence { id }, MS);
+            for cell in self.setup.cell_ids() {
+                self.carry(on, to, cell, Message::Fence { id }, MS);
             }
         }
     }

@@ -16,7 +16,7 @@ use crate::decision::event::{
 use crate::decision::failback::Failback;
 use crate::decision::policy::{OnIsolated, Policy};
 use crate::decision::snapshot::Snapshot;
-use crate::replica::{ReplicaId, ShardId};
+use crate::replica::{CellId, ReplicaId};
 
 const FOREVER: Duration = Duration::from_secs(24 * 3600);
 
@@ -178,10 +178,6 @@ impl Subject {
         }
     }
 
-    pub(super) fn set_shards(&mut self, replica: ReplicaId, count: u16) {
-        self.engine.set_shards(replica, count);
-    }
-
     pub(super) fn next_timer(&self) -> Option<Instant> {
         self.engine.next_timer()
     }
@@ -200,12 +196,12 @@ impl Subject {
         }
     }
 
-    fn beat(&mut self, from: ReplicaId, to: ReplicaId, shard: ShardId, seq: u64) -> Input {
+    fn beat(&mut self, from: ReplicaId, to: ReplicaId, cell: CellId, seq: u64) -> Input {
         self.invented += 1;
         Input::HeartbeatHeard {
             from,
             to,
-            shard,
+            cell,
             seq,
             age: Duration::from_millis(1),
         }
@@ -217,13 +213,13 @@ impl Subject {
             (
                 Sabotage::LateIsFresh,
                 Input::HeartbeatHeard {
-                    from, to, shard, seq, ..
+                    from, to, cell, seq, ..
                 },
-            ) => vec![self.beat(from, to, shard, seq)],
-            (Sabotage::EchoAssumed, Input::HeartbeatSent { on, shard, seq }) => {
+            ) => vec![self.beat(from, to, cell, seq)],
+            (Sabotage::EchoAssumed, Input::HeartbeatSent { on, cell, seq }) => {
                 vec![
-                    Input::HeartbeatSent { on, shard, seq },
-                    self.beat(on, on, shard, seq),
+                    Input::HeartbeatSent { on, cell, seq },
+                    self.beat(on, on, cell, seq),
                 ]
             }
             (
@@ -231,7 +227,7 @@ impl Subject {
                 Input::HeartbeatHeard {
                     from,
                     to,
-                    shard,
+                    cell,
                     seq,
                     age,
                 },
@@ -239,12 +235,12 @@ impl Subject {
                 let mut told = vec![Input::HeartbeatHeard {
                     from,
                     to,
-                    shard,
+                    cell,
                     seq,
                     age,
                 }];
                 for other in self.engine.ids().filter(|&other| other != from) {
-                    told.push(self.beat(from, other, shard, seq));
+                    told.push(self.beat(from, other, cell, seq));
                 }
                 told
             }
@@ -303,18 +299,17 @@ impl Subject {
                 }]
             }
             (Sabotage::EpochNotChecked, Input::Drained { .. }) => vec![Input::Drained { epoch: self.epoch }],
-            (Sabotage::OldFenceCounts, Input::FenceHeard { to, shard, .. }) => vec![Input::FenceHeard {
+            (Sabotage::OldFenceCounts, Input::FenceHeard { to, cell, .. }) => vec![Input::FenceHeard {
                 id: self.fence,
                 to,
-                shard,
+                cell,
             }],
-            (Sabotage::OneShardIsEnough, Input::FenceHeard { id, to, .. }) => (0..4)
-                .map(|shard| Input::FenceHeard {
-                    id,
-                    to,
-                    shard: ShardId(shard),
-                })
-                .collect(),
+            (Sabotage::OneShardIsEnough, Input::FenceHeard { id, to, .. }) => {
+                let cells = self.engine.map.cells.iter();
+                cells
+                    .map(|(cell, _)| Input::FenceHeard { id, to, cell: *cell })
+                    .collect()
+            }
             (_, input) => vec![input],
         }
     }
@@ -386,15 +381,14 @@ impl Subject {
                 {
                     continue;
                 }
-                (Sabotage::FenceNotAwaited, Output::PublishFence { id, on }) => {
-                    let shards = self.engine.replicas[on.index()].evidence.beats.len();
+                (Sabotage::FenceNotAwaited, Output::PublishFence { id, .. }) => {
                     let to = self.engine.moving.as_ref().map(|moving| moving.to);
-                    for shard in 0..u16::try_from(shards).unwrap_or(0) {
+                    for (cell, _) in &self.engine.map.cells {
                         if let Some(to) = to {
                             let heard = Input::FenceHeard {
                                 id: *id,
                                 to,
-                                shard: ShardId(shard),
+                                cell: *cell,
                             };
                             self.pending.push(heard);
                         }

@@ -1,10 +1,10 @@
 //! The truth: what each replica and each link really is, since when, and what it was before.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::setup::Setup;
-use crate::replica::ReplicaId;
+use crate::replica::{CellId, ReplicaId};
 
 /// Virtual time since the start of the world.
 pub(super) type At = Duration;
@@ -55,7 +55,7 @@ impl State {
     }
 }
 
-/// What one direction of one shard's replication really does.
+/// What one direction of one cell's replication really does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Way {
     /// Within tolerance.
@@ -151,33 +151,40 @@ pub(super) struct World {
     pub(super) subscribed: Vec<bool>,
     /// Something small went wrong on a well replica (a lost probe, a broken link): no time to be strict.
     pub(super) noise: Vec<At>,
-    /// From, to, shard: where the newest heartbeat got lost, for no reason that lasts.
-    pub(super) lost: BTreeSet<(ReplicaId, ReplicaId, usize)>,
-    /// `[from][to][shard]`, `from != to`.
-    pub(super) ways: Vec<Vec<Vec<History<Way>>>>,
-    pub(super) backlog: Vec<Vec<Vec<Vec<Message>>>>,
+    /// From, to, cell: where the newest heartbeat got lost, for no reason that lasts.
+    pub(super) lost: BTreeSet<(ReplicaId, ReplicaId, CellId)>,
+    /// `[from][to][cell]`, `from != to`.
+    pub(super) ways: Vec<Vec<BTreeMap<CellId, History<Way>>>>,
+    pub(super) backlog: Vec<Vec<BTreeMap<CellId, Vec<Message>>>>,
 }
 
 impl World {
     pub(super) fn new(setup: &Setup) -> World {
         let n = setup.members.len();
-        let mut ways = Vec::new();
-        for from in &setup.members {
-            let shards = usize::from(from.shards);
-            ways.push(vec![vec![History::new(Way::Open(setup.delay)); shards]; n]);
-        }
-        let backlog = ways
-            .iter()
-            .map(|tos| tos.iter().map(|shards| vec![Vec::new(); shards.len()]).collect())
-            .collect();
-        World {
+        let mut world = World {
             nodes: vec![History::new(State::Up); n],
             generation: vec![0; n],
             subscribed: vec![true; n],
             noise: vec![At::ZERO; n],
             lost: BTreeSet::new(),
-            ways,
-            backlog,
+            ways: vec![vec![BTreeMap::new(); n]; n],
+            backlog: vec![vec![BTreeMap::new(); n]; n],
+        };
+        world.relayout(setup);
+        world
+    }
+
+    /// Links of cells that stay are as they were, those of new ones are open.
+    pub(super) fn relayout(&mut self, setup: &Setup) {
+        for way in self.ways.iter_mut().flatten() {
+            way.retain(|cell, _| setup.has_cell(*cell));
+            for cell in setup.cell_ids() {
+                way.entry(cell)
+                    .or_insert_with(|| History::new(Way::Open(setup.delay)));
+            }
+        }
+        for waiting in self.backlog.iter_mut().flatten() {
+            waiting.retain(|cell, _| setup.has_cell(*cell));
         }
     }
 
@@ -185,11 +192,11 @@ impl World {
         self.nodes[id.index()].now()
     }
 
-    pub(super) fn way(&self, from: ReplicaId, to: ReplicaId, shard: usize) -> Way {
+    pub(super) fn way(&self, from: ReplicaId, to: ReplicaId, cell: CellId) -> Way {
         if from == to {
             Way::Open(Duration::ZERO)
         } else {
-            self.ways[from.index()][to.index()][shard].now()
+            self.ways[from.index()][to.index()][&cell].now()
         }
     }
 
@@ -197,7 +204,7 @@ impl World {
     pub(super) fn pair_open(&self, at: At, a: ReplicaId, b: ReplicaId) -> Option<Duration> {
         let ways = [(a, b), (b, a)]
             .into_iter()
-            .flat_map(|(x, y)| &self.ways[x.index()][y.index()]);
+            .flat_map(|(x, y)| self.ways[x.index()][y.index()].values());
         ways.map(|way| way.held(at, |way| matches!(way, Way::Open(_))))
             .min()
             .flatten()
@@ -207,7 +214,7 @@ impl World {
     pub(super) fn pair_bad(&self, at: At, a: ReplicaId, b: ReplicaId) -> Duration {
         let ways = [(a, b), (b, a)]
             .into_iter()
-            .flat_map(|(x, y)| &self.ways[x.index()][y.index()]);
+            .flat_map(|(x, y)| self.ways[x.index()][y.index()].values());
         let bad = ways.map(|way| {
             way.held(at, |way| !matches!(way, Way::Open(_)))
                 .unwrap_or_default()
@@ -219,7 +226,7 @@ impl World {
     pub(super) fn pair_shut(&self, at: At, a: ReplicaId, b: ReplicaId) -> Duration {
         let ways = [(a, b), (b, a)]
             .into_iter()
-            .flat_map(|(x, y)| &self.ways[x.index()][y.index()]);
+            .flat_map(|(x, y)| self.ways[x.index()][y.index()].values());
         let shut = ways.map(|way| way.held(at, |way| way == Way::Cut).unwrap_or_default());
         shut.min().unwrap_or_default()
     }

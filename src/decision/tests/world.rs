@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{A, BEAT, MS, policy};
 use crate::decision::*;
-use crate::replica::{ReplicaId, ShardId};
+use crate::replica::{CellId, ReplicaId, ShardId};
 
 /// Replicas by name `a`, `b`, …, of equal weight.
 pub(super) struct World {
@@ -35,7 +35,6 @@ impl World {
             id: ReplicaId(i),
             name: char::from(b'a' + i).to_string().into(),
             weight: 100,
-            shards: 1,
         });
         let now = Instant::now();
         let mut world = World {
@@ -87,7 +86,7 @@ impl World {
 
     pub(super) fn beat(&mut self) {
         self.seq += 1;
-        let (seq, shard) = (self.seq, ShardId::ONLY);
+        let (seq, cell) = (self.seq, CellId::ONLY);
         for on in self.ids() {
             if self.pings[on.index()] {
                 self.probe(on, ProbeKind::Ping, Ok(MS));
@@ -100,14 +99,14 @@ impl World {
                 }
                 None => continue,
             }
-            self.tell(Input::HeartbeatSent { on, shard, seq });
+            self.tell(Input::HeartbeatSent { on, cell, seq });
             for to in self.ids() {
                 if self.writes[to.index()].is_some() && !self.cut.contains(&(on, to)) {
                     let (from, age) = (on, MS);
                     self.tell(Input::HeartbeatHeard {
                         from,
                         to,
-                        shard,
+                        cell,
                         seq,
                         age,
                     });

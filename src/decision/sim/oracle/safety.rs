@@ -99,7 +99,7 @@ impl Oracle {
         }
         for (from, to) in [(active, to), (to, active)] {
             let heard = self.told[to.index()].resubscribed;
-            for way in &world.ways[from.index()][to.index()] {
+            for way in world.ways[from.index()][to.index()].values() {
                 let bad = |way: Way| !matches!(way, Way::Open(_));
                 let least = self.bounds.link;
                 if let Some(end) = way.last_stretch(self.at, least, bad)
@@ -113,7 +113,7 @@ impl Oracle {
         Ok(())
     }
 
-    /// P9: drained, and the fence heard on every shard, unless the policy says otherwise.
+    /// P9: drained, and the fence heard in every cell, unless the policy says otherwise.
     pub(super) fn fenced(&self, setup: &Setup, moving: &Moving, switched: &Switched) -> Verdict {
         let policy = &setup.policy;
         let proceed = policy.on_fence_timeout == OnFenceTimeout::Proceed;
@@ -139,13 +139,13 @@ impl Oracle {
         let Some((_, since)) = moving.fence else {
             return Err("P9 fence: none was published".to_owned());
         };
-        let heard = moving.heard.len() == moving.shards;
+        let heard = moving.cells.iter().all(|cell| moving.heard.contains(cell));
         let excused = proceed && self.at.saturating_sub(since) + MS * 3 >= policy.fence;
         if !heard && !excused {
             return Err(format!(
-                "P9 fence: heard for {} of {} shards",
+                "P9 fence: heard in {} of {} cells",
                 moving.heard.len(),
-                moving.shards
+                moving.cells.len()
             ));
         }
         if heard != switched.fence.is_some() {
@@ -434,7 +434,8 @@ impl Oracle {
                 ));
             }
             for link in view.links.iter().filter(|link| link.to != id) {
-                let Some(way) = world.ways[id.index()][link.to.index()].get(usize::from(link.shard.0)) else {
+                let ways = &world.ways[id.index()][link.to.index()];
+                let Some(way) = ways.get(&link.cell) else {
                     continue;
                 };
                 let passes = |way: Way| match way {
