@@ -49,7 +49,7 @@ fn replies_out_of_order(bencher: Bencher<'_, '_>) {
         for _ in 0..COMMANDS / 2 {
             let (first, second) = (pipeline.push(), pipeline.push());
             assert!(pipeline.complete(second, 1) == Turn::Later);
-            pipeline.keep(second, reply.clone());
+            pipeline.keep(second, 1, reply.clone());
             assert!(pipeline.complete(first, 1) == Turn::Now);
             assert!(pipeline.pop_ready().is_some());
         }

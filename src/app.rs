@@ -113,6 +113,7 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
         })?;
 
     let (routes, route) = watch::channel(None);
+    let (_progress, followed) = watch::channel(None);
     let (feedback, from_workers) = mpsc::unbounded_channel();
     let settings = proxy::Settings {
         listener: Listener {
@@ -124,7 +125,7 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
         replicas: replicas.clone(),
         workers,
     };
-    let proxy = proxy::start(settings, &route, &feedback, &metrics)?;
+    let proxy = proxy::start(settings, &route, &followed, &feedback, &metrics)?;
     drop(feedback);
 
     let (inputs, evidence) = mpsc::channel(INPUTS);
