@@ -4,9 +4,11 @@
 
 mod layout;
 mod rest;
+mod topology;
 
 pub use layout::{Cell, Layout, Shard, SlotRange, cells};
 pub use rest::{Database, Rest};
+pub use topology::{AddressPair, Topology, TopologyKind};
 
 use std::fmt;
 use std::path::PathBuf;
@@ -63,6 +65,8 @@ pub struct Replica {
     pub name: Arc<str>,
     /// Preference: the highest weight is the preferred replica; equal weights go by position.
     pub weight: u32,
+    /// How it is sharded.
+    pub topology: Topology,
     /// Where it is reached, and how.
     pub endpoint: Arc<Endpoint>,
     /// Its cluster's REST API, when it is to be asked.

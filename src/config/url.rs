@@ -9,7 +9,7 @@ use super::problem::nearest;
 use crate::replica::{Address, Secret};
 
 /// The port when a URL names none.
-const DEFAULT_PORT: u16 = 6379;
+pub(super) const DEFAULT_PORT: u16 = 6379;
 /// Where Redis Enterprise serves its REST API over TLS, and without.
 const HTTPS_PORT: u16 = 9443;
 const HTTP_PORT: u16 = 8080;
@@ -141,8 +141,8 @@ fn parse_unix(rest: &str) -> Result<Url, String> {
 /// `sockaddr_un.sun_path` has 108 bytes on Linux, the last a NUL.
 pub(super) const SUN_PATH_MAX: usize = 107;
 
-/// `default`: the port when there is none.
-fn parse_host_port(text: &str, default: u16, example: &str) -> Result<Address, String> {
+/// `HOST`, `HOST:PORT` or `[IPv6]:PORT`. `default`: the port when there is none.
+pub(super) fn parse_host_port(text: &str, default: u16, example: &str) -> Result<Address, String> {
     let (host, port) = if let Some(rest) = text.strip_prefix('[') {
         let Some((host, port)) = rest.split_once(']') else {
             return Err("the ] after the IPv6 address is missing".to_owned());

@@ -10,6 +10,7 @@ use super::problem::nearest;
 use super::schema::Kind;
 use super::tree::Raw;
 use super::url::{self, SUN_PATH_MAX, Url};
+use crate::replica::AddressPair;
 
 /// What a key of a kind means. Lists of addresses are read item by item, as [`Value::Bind`]s.
 #[derive(Debug)]
@@ -20,6 +21,7 @@ pub(super) enum Value {
     Switch(bool),
     Bind(Bind),
     Address(SocketAddr),
+    AddressPair(AddressPair),
     Url(Url),
     Steps(Vec<u8>),
 }
@@ -35,6 +37,7 @@ pub(super) fn read(kind: Kind, raw: &Raw) -> Result<Value, String> {
         Kind::File => readable_file(text(raw)?).map(Value::Text),
         Kind::NewFile => new_file(text(raw)?).map(Value::Text),
         Kind::Binds => bind(text(raw)?).map(Value::Bind),
+        Kind::AddressPairs => pair(text(raw)?).map(Value::AddressPair),
         Kind::Address => address(text(raw)?)
             .map_err(|why| format!(r#"{why}; write e.g. "127.0.0.1:9379""#))
             .map(Value::Address),
@@ -53,8 +56,7 @@ pub(super) fn read(kind: Kind, raw: &Raw) -> Result<Value, String> {
             Raw::Bool(value) => Ok(Value::Switch(*value)),
             _ => Err("write true or false".to_owned()),
         },
-        Kind::OneOf(words) => word(raw, words, &[]).map(Value::Text),
-        Kind::OneOfSome(words, not_built) => word(raw, words, not_built).map(Value::Text),
+        Kind::OneOf(words) => word(raw, words).map(Value::Text),
         Kind::Filter => filter(text(raw)?).map(Value::Text),
         Kind::NotBuilt => Err(NOT_BUILT.to_owned()),
     }
@@ -179,7 +181,7 @@ fn count(raw: &Raw, from: u64, to: u64) -> Result<u64, String> {
     }
 }
 
-fn word(raw: &Raw, words: &[&str], not_built: &[&str]) -> Result<String, String> {
+fn word(raw: &Raw, words: &[&str]) -> Result<String, String> {
     let text = text(raw)?;
     if words.contains(&text) {
         return Ok(text.to_owned());
@@ -189,9 +191,6 @@ fn word(raw: &Raw, words: &[&str], not_built: &[&str]) -> Result<String, String>
         Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
         _ => choice.concat(),
     };
-    if not_built.contains(&text) {
-        return Err(format!("{NOT_BUILT}; write {choice}"));
-    }
     Err(match nearest(text, words.iter().copied()) {
         Some(near) => format!("did you mean {near:?}? write {choice}"),
         None => format!("write {choice}"),
@@ -215,6 +214,20 @@ fn bind(text: &str) -> Result<Bind, String> {
     address(text)
         .map(Bind::Tcp)
         .map_err(|why| format!("{why}; {BIND}"))
+}
+
+fn pair(text: &str) -> Result<AddressPair, String> {
+    let Some((announced, reachable)) = text.split_once('=') else {
+        return Err(r#"write "ANNOUNCED=REACHABLE", e.g. "10.0.0.5:6379=db1.example:7000""#.to_owned());
+    };
+    let node = |side: &str, text: &str| {
+        url::parse_host_port(text.trim(), url::DEFAULT_PORT, "write HOST:PORT")
+            .map_err(|why| format!("{side} the =: {why}"))
+    };
+    Ok(AddressPair {
+        announced: node("before", announced)?,
+        reachable: node("behind", reachable)?,
+    })
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {

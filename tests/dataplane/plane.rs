@@ -9,7 +9,7 @@ use pulsegate::config::{Bind, Hold, Listener, Upstream, UpstreamMode};
 use pulsegate::dial::Dialer;
 use pulsegate::metrics::{Class, Metrics, WorkerMetrics};
 use pulsegate::proxy::{self, Proxy, Settings};
-use pulsegate::replica::{Address, Endpoint, Replica, ReplicaId};
+use pulsegate::replica::{Address, Endpoint, Replica, ReplicaId, Topology};
 use pulsegate::route::{Epoch, Feedback, Progress, Route};
 use rig::Rig;
 use tokio::sync::{mpsc, watch};
@@ -42,6 +42,8 @@ impl Plane {
                 id: ReplicaId(id),
                 name: region.name().into(),
                 weight: 100,
+                topology: Topology::default(),
+                rest: None,
                 endpoint: Arc::new(Endpoint {
                     address: Address::Tcp {
                         host: region.addr().ip().to_string(),
