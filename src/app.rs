@@ -132,6 +132,7 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
             id: replica.id,
             name: Arc::clone(&replica.name),
             dialer: dialer.clone(),
+            sharding: monitor::Sharding::default(),
         })
         .collect();
     let pace = pace(&config);

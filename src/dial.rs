@@ -79,6 +79,27 @@ impl Dialer {
         })
     }
 
+    /// A dialer to `address` with this one's credentials and TLS: another node of the same cluster. No file is read.
+    ///
+    /// # Errors
+    /// [`DialError::Tls`] when the host at `address` cannot be verified by any name.
+    pub fn towards(&self, address: Address) -> Result<Dialer, DialError> {
+        let endpoint = Endpoint {
+            address,
+            ..Endpoint::clone(self.endpoint())
+        };
+        let tls = match (&self.shared.tls, &endpoint.tls) {
+            (Some(setup), Some(tls)) => Some(setup.towards(&endpoint.address, tls)?),
+            _ => None,
+        };
+        Ok(Dialer {
+            shared: Arc::new(Shared {
+                endpoint: Arc::new(endpoint),
+                tls,
+            }),
+        })
+    }
+
     /// Where this dialer connects to.
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.shared.endpoint

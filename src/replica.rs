@@ -4,7 +4,7 @@
 
 mod layout;
 
-pub use layout::{Cell, Layout, Shard, SlotRange, cells};
+pub use layout::{Cell, Layout, Shard, SlotRange, cells, slot_words};
 
 use std::fmt;
 use std::path::PathBuf;
@@ -77,7 +77,7 @@ pub struct Endpoint {
 }
 
 /// A transport address. Host names are resolved again at every connect.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Address {
     /// `host:port`; the host is a name or an IP address (IPv6 without brackets).
     Tcp {

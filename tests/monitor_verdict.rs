@@ -8,7 +8,7 @@ use pulsegate::control::{self, Handle, Setup, Wires};
 use pulsegate::decision::{FailbackMode, Member, OnFenceTimeout, OnIsolated, Policy};
 use pulsegate::dial::Dialer;
 use pulsegate::metrics::Metrics;
-use pulsegate::monitor::{Identity, Monitor, Settings, Target};
+use pulsegate::monitor::{Identity, Monitor, Settings, Sharding, Target};
 use pulsegate::replica::{Address, Endpoint, Replica, ReplicaId};
 use pulsegate::route::{Feedback, Route};
 use tokio::sync::{mpsc, watch};
@@ -75,6 +75,7 @@ impl Sidecar {
                 id: replica.id,
                 name: Arc::clone(&replica.name),
                 dialer: Dialer::new(Arc::clone(&replica.endpoint)).unwrap(),
+                sharding: Sharding::default(),
             })
             .collect();
         let members = replicas

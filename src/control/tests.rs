@@ -142,6 +142,7 @@ impl World {
                             cell,
                             seq,
                             age: Duration::from_millis(1),
+                            sent: tokio::time::Instant::now().into_std(),
                         };
                         let _ = inputs.send(heard).await;
                     }

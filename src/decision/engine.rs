@@ -246,6 +246,7 @@ impl Engine {
                 cell,
                 seq,
                 age,
+                ..
             } => {
                 let heard = Heard {
                     from,

@@ -109,6 +109,7 @@ impl World {
                         cell,
                         seq,
                         age,
+                        sent: self.now,
                     });
                 }
             }
