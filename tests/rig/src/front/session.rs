@@ -163,10 +163,10 @@ impl Session {
         }
         match class {
             Class::Ping if words.len() > 2 => {
-                self.say_error("ERR wrong number of arguments for 'ping' command")
+                self.say_error("ERR wrong number of arguments for 'ping' command");
             }
             Class::Ping if matches!(self.transaction, Transaction::None) => {
-                self.owed.push_back(Owed::Pong(words))
+                self.owed.push_back(Owed::Pong(words));
             }
             Class::Cluster => self.owed.push_back(Owed::Cluster(words)),
             Class::Quit => {
@@ -190,7 +190,7 @@ impl Session {
             Class::Exec | Class::Discard => self.end_transaction(class, &words),
             Class::Unwatch => {
                 let open: Vec<usize> = self.open().collect();
-                self.to_each(&open, &words).await;
+                self.send_each(&open, &words).await;
             }
             Class::Ping | Class::Routed | Class::Watch => self.routed(class, &words).await,
         }
@@ -286,7 +286,7 @@ impl Session {
             }
         }
         self.asked = version.unwrap_or(self.asked);
-        self.to_each(&open, words).await;
+        self.send_each(&open, words).await;
         if agrees && let Some(last) = self.owed.back_mut() {
             *last = Owed::Agreed(open[0], version);
         }
@@ -299,11 +299,11 @@ impl Session {
         for shard in 0..self.upstreams.len() {
             reached.extend(self.reach(Some(shard)).await);
         }
-        self.to_each(&reached, words).await;
+        self.send_each(&reached, words).await;
     }
 
     /// Sends it to each of these; the first one's answer is the client's.
-    async fn to_each(&mut self, shards: &[usize], words: &[Bytes]) {
+    async fn send_each(&mut self, shards: &[usize], words: &[Bytes]) {
         let Some(&first) = shards.first() else {
             return self.routed(Class::Routed, words).await;
         };

@@ -30,7 +30,7 @@ impl Rig {
         act: impl Fn(&Shard) -> BoxFuture<'_, anyhow::Result<()>>,
     ) -> anyhow::Result<()> {
         let (region, shards) = self.at(at)?;
-        let done = join_all(shards.iter().map(|shard| act(shard))).await;
+        let done = join_all(shards.iter().map(act)).await;
         region.look().await;
         done.into_iter().collect()
     }
