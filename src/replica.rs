@@ -6,7 +6,7 @@ mod layout;
 mod rest;
 mod topology;
 
-pub use layout::{Cell, Layout, Shard, SlotRange, cells};
+pub use layout::{Cell, Layout, Shard, SlotRange, cells, slot_words};
 pub use rest::{Database, Rest};
 pub use topology::{AddressPair, Topology, TopologyKind};
 
@@ -85,7 +85,7 @@ pub struct Endpoint {
 }
 
 /// A transport address. Host names are resolved again at every connect.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Address {
     /// `host:port`; the host is a name or an IP address (IPv6 without brackets).
     Tcp {

@@ -153,6 +153,7 @@ const RULES: &[(&str, &[&str])] = &[
 
 const EVIDENCE: &[&str] = &[
     "crate::config",
+    "crate::decision::CellMap",
     "crate::decision::Input",
     "crate::decision::PassiveEvidence",
     "crate::decision::ProbeFailure",
@@ -161,6 +162,10 @@ const EVIDENCE: &[&str] = &[
     "crate::dial",
     "crate::metrics",
     "crate::replica",
+    // Channels and keys land on a shard by their slot; the listener finds frames as links do.
+    "crate::resp::ReplyScan",
+    "crate::resp::ReplyScanner",
+    "crate::resp::keys",
     "futures_util",
     "redis",
     "thiserror",

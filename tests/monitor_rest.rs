@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pulsegate::decision::{Input, RestOutcome, RestState};
 use pulsegate::dial::Dialer;
-use pulsegate::monitor::{Identity, Monitor, Patience, RestCheck, Settings, Target};
+use pulsegate::monitor::{Identity, Monitor, Patience, RestCheck, Settings, Sharding, Target};
 use pulsegate::replica::{Address, Credentials, Database as Uid, Endpoint, ReplicaId, Rest, Secret, Tls};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -508,6 +508,7 @@ fn monitor(rest: Rest) -> (Monitor, mpsc::Receiver<Input>) {
         id: ReplicaId(3),
         name: "watched".into(),
         dialer: Dialer::new(Arc::new(endpoint)).unwrap(),
+        sharding: Sharding::default(),
         rest: Some(check(rest)),
     };
     let settings = Settings {

@@ -8,7 +8,7 @@ use pulsegate::control::{self, Handle, Setup, Wires};
 use pulsegate::decision::{FailbackMode, Member, OnFenceTimeout, OnIsolated, OnSlow, Policy, ReadsTo};
 use pulsegate::dial::Dialer;
 use pulsegate::metrics::Metrics;
-use pulsegate::monitor::{Identity, Monitor, Settings, Target};
+use pulsegate::monitor::{Identity, Monitor, Settings, Sharding, Target};
 use pulsegate::replica::{Address, Endpoint, Replica, ReplicaId, Topology};
 use pulsegate::route::{Feedback, Route};
 use tokio::sync::{mpsc, watch};
@@ -84,6 +84,7 @@ impl Sidecar {
                 name: Arc::clone(&replica.name),
                 dialer: Dialer::new(Arc::clone(&replica.endpoint)).unwrap(),
                 rest: None,
+                sharding: Sharding::default(),
             })
             .collect();
         let members = replicas
@@ -120,6 +121,7 @@ impl Sidecar {
             feedback,
             policies,
             routes: published,
+            progress: watch::channel(None).0,
             publish_fence: Box::new(move |id, on| monitor.publish_fence(id, on)),
             metrics: Metrics::new(&replicas, 1).unwrap(),
             shutdown,

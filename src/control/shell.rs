@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::drain::Drain;
+use super::follow::Follow;
 use super::report::{self, Report, Severity};
 use super::status::{EventRecord, Status};
 use super::view::{self, Anchor, Names};
@@ -96,6 +97,7 @@ impl Sources {
 /// Where the engine's outputs go.
 pub(super) struct Sinks {
     pub(super) routes: watch::Sender<Option<Route>>,
+    pub(super) follow: Follow,
     pub(super) publish_fence: PublishFence,
     pub(super) metrics: Arc<Metrics>,
     pub(super) status: watch::Sender<Arc<Status>>,
@@ -192,6 +194,7 @@ impl Control {
             Wake::Stop | Wake::Due => {}
             Wake::Input(input) => {
                 self.count(&input);
+                self.sinks.follow.observe(&input);
                 self.engine.observe(input, now);
             }
             Wake::Feedback(Feedback::Drained { worker, epoch }) => {
@@ -201,7 +204,9 @@ impl Control {
             }
             Wake::Feedback(Feedback::Link { replica, seen }) => {
                 let seen = passive(seen);
-                self.engine.observe(Input::Passive { replica, seen }, now);
+                let input = Input::Passive { replica, seen };
+                self.sinks.follow.observe(&input);
+                self.engine.observe(input, now);
             }
             Wake::Ask(Ask { request, answer }) => {
                 self.asks.newest += 1;
@@ -259,6 +264,7 @@ impl Control {
         let epoch = Epoch(order.epoch);
         // Before the route is out, so that no report of it can come too early.
         self.drain.published(epoch, order.holding);
+        self.sinks.follow.route(order);
         self.sinks.routes.send_replace(Some(Route {
             epoch,
             write: order.write,

@@ -104,6 +104,7 @@ impl World {
             feedback: from_workers,
             policies: new_policies,
             routes: to_workers,
+            progress: watch::channel(None).0,
             publish_fence: Box::new(move |id, on| published.lock().unwrap().push((id, on))),
             metrics: Arc::clone(&metrics),
             shutdown: stopping,
@@ -151,6 +152,7 @@ impl World {
                             cell,
                             seq,
                             age: Duration::from_millis(1),
+                            sent: tokio::time::Instant::now().into_std(),
                         };
                         let _ = inputs.send(heard).await;
                     }

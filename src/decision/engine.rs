@@ -258,6 +258,7 @@ impl Engine {
                 cell,
                 seq,
                 age,
+                ..
             } => {
                 let heard = Heard {
                     from,

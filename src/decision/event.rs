@@ -1,7 +1,7 @@
 //! What goes into the engine and what comes out.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::replica::{CellId, ReplicaId, ShardId};
 
@@ -31,6 +31,8 @@ pub enum Input {
         seq: u64,
         /// From send to arrival. A large age means a backlog was replayed: lag, not fresh evidence.
         age: Duration,
+        /// When it was sent, on the process's monotonic clock: what was written on `from` before is on `to` as well.
+        sent: Instant,
     },
     /// A probe ended.
     Probe {

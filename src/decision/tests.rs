@@ -119,7 +119,7 @@ fn an_answer_that_lay_in_a_socket_through_a_stall_does_not_end_tilt() {
     let stall = MS * 3000;
     world.now += stall;
     world.seq += 1;
-    let (seq, cell) = (world.seq, CellId::ONLY);
+    let (seq, cell, sent) = (world.seq, CellId::ONLY, world.now);
     // Both were on their way when the sidecar stood still; 700 ms is young enough to be fresh by itself.
     let heard = |age| Input::HeartbeatHeard {
         from: A,
@@ -127,6 +127,7 @@ fn an_answer_that_lay_in_a_socket_through_a_stall_does_not_end_tilt() {
         cell,
         seq,
         age,
+        sent,
     };
     world.probe(A, ProbeKind::Ping, Ok(stall));
     world.tell(heard(MS * 700));
@@ -281,6 +282,7 @@ fn an_active_that_loads_is_left_even_when_its_echo_was_lost_before() {
         cell,
         seq,
         age: MS,
+        sent: world.now,
     });
     world.probe(B, ProbeKind::Ping, Ok(MS));
     assert_eq!(world.active(), Some(B), "{:?}", world.view(A));
@@ -363,13 +365,14 @@ fn a_heartbeat_heard_twice_is_heard_once() {
     world.pass(MS * 2500);
     let up = |world: &World| world.view(A).links.iter().all(|link| link.up);
     assert!(!up(&world));
-    let (cell, age) = (CellId::ONLY, MS);
+    let (cell, age, sent) = (CellId::ONLY, MS, world.now);
     let heard = |seq| Input::HeartbeatHeard {
         from: A,
         to: B,
         cell,
         seq,
         age,
+        sent,
     };
     world.seq += 2;
     world.tell(heard(world.seq - 1));
@@ -394,6 +397,7 @@ fn a_link_whose_first_heartbeat_is_late_lags() {
             cell,
             seq,
             age,
+            sent: world.now,
         });
     }
     assert_eq!(
@@ -421,6 +425,7 @@ fn a_replica_whose_echo_returns_is_not_isolated_by_what_its_links_did_meanwhile(
             cell,
             seq,
             age,
+            sent: world.now,
         });
     }
     assert!(world.view(A).shards[0].echo);
@@ -502,6 +507,7 @@ fn one_heartbeat_in_time_ends_isolation() {
         cell,
         seq,
         age,
+        sent: world.now,
     });
     assert_eq!(
         world.view(A).fitness,

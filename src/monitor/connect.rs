@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use redis::aio::{MultiplexedConnection, PubSub};
-use redis::{AsyncConnectionConfig, ErrorKind, ProtocolVersion, RedisConnectionInfo, RedisError};
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Cmd, ErrorKind, ProtocolVersion, RedisConnectionInfo, RedisError};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::{Pace, Target};
+use super::Pace;
 use crate::decision::ProbeFailure;
-use crate::dial::{self, DialError, Stream};
+use crate::dial::{self, DialError, Dialer, Stream};
 
 /// What `/status` says that such a peer answered with.
 const NO_REDIS: &str = "something that is no Redis reply";
@@ -45,8 +45,23 @@ impl Failure {
         )
     }
 
+    /// Whatever listens there, it is no Redis.
+    pub(super) fn no_redis(words: String) -> Failure {
+        Failure::new(ProbeFailure::Rejected(NO_REDIS.to_owned()), words)
+    }
+
     pub(super) fn closed() -> Failure {
-        Failure::new(ProbeFailure::Broken, "the connection was closed".to_owned())
+        Failure::dropped("the connection was closed".to_owned())
+    }
+
+    /// An established connection is of no use any more.
+    pub(super) fn dropped(words: String) -> Failure {
+        Failure::new(ProbeFailure::Broken, words)
+    }
+
+    /// Whether a node says that the shard is another's now.
+    pub(super) fn is_moved(&self) -> bool {
+        matches!(&self.evidence, ProbeFailure::Rejected(code) if code == "MOVED")
     }
 
     /// Whether something answered there, though not as it should: to ask again at once would change nothing.
@@ -85,8 +100,7 @@ impl From<&RedisError> for Failure {
                 usable: true,
             },
             (ErrorKind::AuthenticationFailed, None) => Failure::new(rejected("AUTH"), error.to_string()),
-            // Whatever listens there, it is no Redis.
-            (_, None) => Failure::new(rejected(NO_REDIS), error.to_string()),
+            (_, None) => Failure::no_redis(error.to_string()),
         }
     }
 }
@@ -133,57 +147,40 @@ pub(super) async fn within<T>(
     }
 }
 
-async fn dial(target: &Target, pace: Pace) -> Result<Stream, Failure> {
-    target
-        .dialer
+/// Dials.
+pub(super) async fn stream(dialer: &Dialer, pace: Pace) -> Result<Stream, Failure> {
+    dialer
         .connect(pace.connect_timeout)
         .await
         .map_err(|error| Failure::from(&error))
 }
 
-fn info() -> RedisConnectionInfo {
-    RedisConnectionInfo::default()
-        .set_protocol(ProtocolVersion::RESP2)
-        .set_lib_name("pulsegate", env!("CARGO_PKG_VERSION"))
+/// The command that says who we are, when the endpoint has credentials.
+pub(super) fn auth(dialer: &Dialer) -> Option<Cmd> {
+    let credentials = dialer.endpoint().credentials.as_ref()?;
+    let mut auth = redis::cmd("AUTH");
+    if let Some(username) = &credentials.username {
+        auth.arg(username);
+    }
+    auth.arg(credentials.password.expose());
+    Some(auth)
 }
 
 /// Dials, and authenticates when the endpoint has credentials.
-pub(super) async fn commands(target: &Target, pace: Pace) -> Result<Connection, Failure> {
-    let stream = dial(target, pace).await?;
+pub(super) async fn commands(dialer: &Dialer, pace: Pace) -> Result<Connection, Failure> {
+    let stream = stream(dialer, pace).await?;
     // No set-up through the library: it waits for an answer without a limit and hides the server's own words.
     let config = AsyncConnectionConfig::new().set_response_timeout(None);
-    let info = info().set_skip_set_lib_name();
+    let info = RedisConnectionInfo::default()
+        .set_protocol(ProtocolVersion::RESP2)
+        .set_skip_set_lib_name();
     let opened = MultiplexedConnection::new_with_config(&info, stream, config);
     let (mut commands, driver) = within(pace.answer_timeout, "the connection's set-up", opened).await?;
     let lost = Driver(tokio::spawn(driver));
-
-    if let Some(credentials) = &target.dialer.endpoint().credentials {
-        let mut auth = redis::cmd("AUTH");
-        if let Some(username) = &credentials.username {
-            auth.arg(username);
-        }
-        auth.arg(credentials.password.expose());
+    if let Some(auth) = auth(dialer) {
         within(pace.answer_timeout, "AUTH", auth.exec_async(&mut commands)).await?;
     }
     Ok(Connection { commands, lost })
-}
-
-/// Dials, authenticates, and turns the connection into one that listens.
-pub(super) async fn pubsub(target: &Target, pace: Pace) -> Result<PubSub, Failure> {
-    let stream = dial(target, pace).await?;
-    let mut info = info();
-    if let Some(credentials) = &target.dialer.endpoint().credentials {
-        if let Some(username) = &credentials.username {
-            info = info.set_username(username);
-        }
-        info = info.set_password(credentials.password.expose());
-    }
-    within(
-        pace.answer_timeout,
-        "the connection's set-up",
-        PubSub::new(&info, stream),
-    )
-    .await
 }
 
 /// How long a failure that comes, goes and comes again in the same words is not logged again.

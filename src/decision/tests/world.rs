@@ -122,6 +122,7 @@ impl World {
                         cell,
                         seq,
                         age,
+                        sent: self.now,
                     });
                 }
             }

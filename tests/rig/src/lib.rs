@@ -30,17 +30,24 @@
 //! # Ok(()) }
 //! ```
 
+mod commands;
 pub mod control;
 mod endpoint;
+mod front;
 mod options;
 mod region;
 pub mod relay;
+mod resp;
 mod rig;
+mod shard;
+mod slots;
 mod syncer;
 
 pub use endpoint::Endpoint;
-pub use options::{DEFAULT_NAMES, RigOptions};
+pub use options::{DEFAULT_NAMES, Form, RigOptions};
 pub use region::{Region, RegionStatus};
 pub use relay::{Direction, NetworkFaults};
-pub use rig::{Data, LinkStatus, Rig, RigStatus};
+pub use rig::{At, Data, LinkStatus, Rig, RigStatus};
+pub use shard::{Shard, ShardStatus};
+pub use slots::{SLOTS, SlotRange, slot};
 pub use syncer::{Syncer, SyncerState, SyncerStatus};

@@ -15,6 +15,7 @@
 mod books;
 mod position;
 mod rebuild;
+mod scope;
 pub(crate) mod scripts;
 mod server;
 mod session;
@@ -28,6 +29,10 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::endpoint::Endpoint;
+use crate::resp::Malformed;
+use crate::slots::SlotRange;
+pub(crate) use scope::{Division, Scope};
+use scripts::BooksOf;
 pub(crate) use server::RefusalLock;
 
 /// Wait before the next try after a failure: the first, and the longest.
@@ -57,6 +62,9 @@ pub(crate) enum SyncError {
     /// Not what the protocol says.
     #[error("protocol: {0}")]
     Protocol(String),
+    /// The source's stream is not one.
+    #[error("the source's stream: {0}")]
+    Stream(#[from] Malformed),
     /// The operator cut the link.
     #[error("cut")]
     Cut,
@@ -87,8 +95,14 @@ pub enum SyncerState {
 pub struct SyncerStatus {
     /// Region read from.
     pub from: String,
+    /// Its shard, counted from 0.
+    pub from_shard: usize,
     /// Region applied to.
     pub to: String,
+    /// Its shard.
+    pub to_shard: usize,
+    /// The slots whose effects it applies.
+    pub slots: SlotRange,
     /// What it is doing.
     pub state: SyncerState,
     /// The source's replication id that `offset` counts in; empty until the first attachment.
@@ -128,35 +142,38 @@ impl LinkControl {
     }
 }
 
-/// One side of a link.
+/// One side of a link: a server.
 #[derive(Clone, Debug)]
 pub(crate) struct Side {
-    pub(crate) name: String,
+    /// What the books call it.
+    pub(crate) id: String,
+    pub(crate) region: String,
+    pub(crate) shard: usize,
     pub(crate) endpoint: Endpoint,
     pub(crate) refusals: RefusalLock,
 }
 
 impl Side {
-    pub(crate) fn new(name: &str, endpoint: Endpoint) -> Self {
+    fn alone(name: &str, endpoint: Endpoint) -> Self {
         Self {
-            name: name.to_owned(),
+            id: name.to_owned(),
+            region: name.to_owned(),
+            shard: 0,
             endpoint,
             refusals: RefusalLock::default(),
         }
     }
 }
 
-/// Writes into `to`'s books that it has all of what the sources have now: true only when all of them are empty.
+/// Writes into `to`'s books of the cell that it has all of what the sources have now: true only when all of them are empty.
 /// With it no copy is needed at the start.
-pub(crate) async fn begin_equal(to: &Endpoint, sources: &[(&str, Endpoint)]) -> anyhow::Result<()> {
-    let mut here = server::Server::connect(to, RefusalLock::default()).await?;
-    for (name, endpoint) in sources {
-        let there = server::Server::connect(endpoint, RefusalLock::default())
-            .await?
-            .books()
-            .await?;
+pub(crate) async fn begin_equal(to: &Side, sources: &[Side], cell: SlotRange) -> anyhow::Result<()> {
+    let books_of = BooksOf::cell(cell);
+    let mut here = server::Server::connect(to, &books_of).await?;
+    for side in sources {
+        let there = server::Server::connect(side, &books_of).await?.books().await?;
         let place = there.lineage.at(there.lineage.offset, 0);
-        here.apply(&books::field(name), None, &place, &[]).await?;
+        here.apply(&books::field(&side.id), None, &place, &[]).await?;
     }
     Ok(())
 }
@@ -174,14 +191,18 @@ impl Syncer {
     /// Starts a syncer between two servers that are not part of a [`Rig`](crate::Rig). The names identify the servers
     /// in the destination's books: give the same ones each time, and the same ones to the syncer of the other direction.
     pub fn between(from_name: &str, from: Endpoint, to_name: &str, to: Endpoint) -> Self {
-        Self::spawn(Side::new(from_name, from), Side::new(to_name, to))
+        let (from, to) = (Side::alone(from_name, from), Side::alone(to_name, to));
+        Self::spawn(from, to, Scope::everything())
     }
 
-    pub(crate) fn spawn(from: Side, to: Side) -> Self {
+    pub(crate) fn spawn(from: Side, to: Side, scope: Scope) -> Self {
         let (control, wanted) = watch::channel(LinkControl::default());
         let (progress, status) = watch::channel(SyncerStatus {
-            from: from.name.clone(),
-            to: to.name.clone(),
+            from: from.region.clone(),
+            from_shard: from.shard,
+            to: to.region.clone(),
+            to_shard: to.shard,
+            slots: scope.cell,
             state: SyncerState::Connecting,
             replid: String::new(),
             to_run: String::new(),
@@ -194,8 +215,10 @@ impl Syncer {
         });
         let task = tokio::spawn(
             Link {
+                books_of: BooksOf::cell(scope.cell),
                 from,
                 to,
+                scope,
                 wanted,
                 progress,
                 seen: None,
@@ -232,6 +255,32 @@ impl Syncer {
             .wait_for(|status| status.state == SyncerState::Cut)
             .await;
     }
+
+    /// Cuts and heals in turns, each for so long, until another order comes.
+    pub(crate) fn flap(&self, half: Duration) {
+        let control = self.control.clone();
+        let mut order = 0;
+        control.send_modify(|wanted| {
+            wanted.order += 1;
+            order = wanted.order;
+        });
+        tokio::spawn(async move {
+            let mut turns = tokio::time::interval(half);
+            for turn in 0_u64.. {
+                turns.tick().await;
+                let goes_on = control.send_if_modified(|wanted| {
+                    let mine = wanted.order == order;
+                    if mine {
+                        wanted.cut = turn.is_multiple_of(2);
+                    }
+                    mine
+                });
+                if !goes_on || control.is_closed() {
+                    return;
+                }
+            }
+        });
+    }
 }
 
 impl Drop for Syncer {
@@ -244,6 +293,8 @@ impl Drop for Syncer {
 struct Link {
     from: Side,
     to: Side,
+    scope: Scope,
+    books_of: BooksOf,
     wanted: watch::Receiver<LinkControl>,
     progress: watch::Sender<SyncerStatus>,
     /// Where we stood when the destination's process was last seen: lets us tell a FLUSHALL from a loss of all data.
@@ -266,7 +317,7 @@ impl Link {
             if matches!(error, SyncError::Cut) {
                 continue;
             }
-            tracing::debug!(from = self.from.name, to = self.to.name, %error, "starting over");
+            tracing::debug!(from = self.from.id, to = self.to.id, %error, "starting over");
             self.set_state(SyncerState::Connecting);
             self.progress
                 .send_modify(|status| status.last_error = Some(error.to_string()));

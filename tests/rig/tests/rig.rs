@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #[path = "rig/control.rs"]
 mod control;
+#[path = "rig/front.rs"]
+mod front;
 #[path = "rig/links.rs"]
 mod links;
 #[path = "rig/network.rs"]
@@ -14,5 +16,7 @@ mod replication;
 mod resync;
 #[path = "rig/servers.rs"]
 mod servers;
+#[path = "rig/sharded.rs"]
+mod sharded;
 #[path = "rig/support.rs"]
 mod support;

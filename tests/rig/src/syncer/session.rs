@@ -69,13 +69,13 @@ impl Link {
     /// Connects to both and finds the place from which to go on; copies first where there is none.
     async fn attach(&self) -> Result<Attached, SyncError> {
         let canary = self.to.endpoint.dial().await.map_err(SyncError::Destination)?;
-        let mut destination = Server::connect(&self.to.endpoint, self.to.refusals.clone()).await?;
+        let mut destination = Server::connect(&self.to, &self.books_of).await?;
         let mut here = destination.books().await?;
         if here.debt.is_some() {
             self.pay_debt(&mut destination, &here).await?;
             here = destination.books().await?;
         }
-        let mut source = Server::connect(&self.from.endpoint, self.from.refusals.clone()).await?;
+        let mut source = Server::connect(&self.from, &self.books_of).await?;
         let there = source.books().await?;
         self.restore_flushed_books(&mut destination, &mut here).await?;
 
@@ -92,12 +92,12 @@ impl Link {
                     run: there.lineage.run,
                     ..place
                 };
-                Outbox::new(place, here.from.remove(&self.from.name))
+                Outbox::new(place, here.from.remove(&self.from.id))
             }
             (Psync::Full { id, offset }, _) => {
                 self.progress.send_modify(|status| status.full_resyncs += 1);
                 self.set_state(SyncerState::Copying);
-                tracing::info!(from = self.from.name, to = self.to.name, id, offset, "copying");
+                tracing::info!(from = self.from.id, to = self.to.id, id, offset, "copying");
                 let place = self.copy(&mut stream, &mut source, &mut destination, &id).await?;
                 Outbox::new(place.clone(), Some(place))
             }
@@ -125,11 +125,11 @@ impl Link {
         let Some(seen) = self.seen.as_ref().filter(|seen| seen.run == here.lineage.run) else {
             return Ok(());
         };
-        if !here.from.contains_key(&self.from.name) && here.rebuilt.is_none() {
+        if !here.from.contains_key(&self.from.id) && here.rebuilt.is_none() {
             destination
-                .apply(&field(&self.from.name), None, &seen.position, &[])
+                .apply(&field(&self.from.id), None, &seen.position, &[])
                 .await?;
-            here.from.insert(self.from.name.clone(), seen.position.clone());
+            here.from.insert(self.from.id.clone(), seen.position.clone());
         }
         Ok(())
     }
@@ -142,7 +142,7 @@ impl Link {
             run,
             mut outbox,
         } = attached;
-        let books_field = field(&self.from.name);
+        let books_field = field(&self.from.id);
         let mut in_flight: Option<InFlight> = None;
         let mut acks = interval(ACK_EVERY);
         acks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -155,7 +155,8 @@ impl Link {
         self.record(&run, &outbox);
         self.set_state(SyncerState::Streaming);
         loop {
-            while let Some(unit) = stream.next_unit()? {
+            while let Some(mut unit) = stream.next_unit()? {
+                self.scope.narrow(&mut unit);
                 outbox.push(unit, Instant::now());
             }
             if in_flight.is_none()
@@ -235,7 +236,7 @@ impl Link {
         let refused: u64 = outbox.sent.as_ref().map_or(0, |sent| sent.refused);
         let count: usize = outbox.sent.as_ref().map_or(0, |sent| sent.effects);
         if applied.failed + refused > 0 {
-            let (from, to) = (&self.from.name, &self.to.name);
+            let (from, to) = (&self.from.id, &self.to.id);
             tracing::warn!(
                 from,
                 to,

@@ -138,9 +138,11 @@ pub(crate) struct Ear(Raw);
 
 impl Ear {
     pub(crate) async fn open(rig: &Rig, region: &str, channel: &str) -> Self {
-        let mut raw = Raw::connect(rig.region(region).direct_addr())
-            .await
-            .expect("connects");
+        Self::open_at(rig.region(region).direct_addr(), channel).await
+    }
+
+    pub(crate) async fn open_at(addr: std::net::SocketAddr, channel: &str) -> Self {
+        let mut raw = Raw::connect(addr).await.expect("connects");
         assert_eq!(raw.ask(&format!("SUBSCRIBE {channel}")).await, "*3");
         for _ in 0..5 {
             raw.line(PATIENCE)

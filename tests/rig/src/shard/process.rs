@@ -1,6 +1,6 @@
-//! The `redis-server` process of one region: started, signalled, reaped. It owns the child and its data directory.
+//! The `redis-server` process of one shard: started, signalled, reaped. It owns the child and its data directory.
 //!
-//! It never decides when: that is the region's and the faults' business. Three things make it dependable:
+//! It never decides when: that is the shard's and the faults' business. Three things make it dependable:
 //! 1. The port is held by a bound socket that never listens, for as long as the rig lives. Nobody else can be given
 //!    the port while the server is down, and connecting to it meanwhile is refused, as it should be.
 //! 2. Children are started by one thread that lives as long as the process. `setpriv --pdeathsig KILL` (where it
@@ -67,7 +67,7 @@ pub(crate) enum Boot {
     Saved(Vec<String>),
 }
 
-/// One region's server, running or not.
+/// One shard's server, running or not.
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Option<Child>,
@@ -87,7 +87,7 @@ impl Process {
             place
         };
         let dir = tempfile::Builder::new()
-            .prefix(&format!("rig-{}-", &name[..name.len().min(16)]))
+            .prefix(&format!("rig-{}-", &name[..name.len().min(16)].replace('/', "-")))
             .tempdir_in(&place)
             .with_context(|| format!("{}: cannot make a data directory", place.display()))?;
         Ok(Self {

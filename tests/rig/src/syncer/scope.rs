@@ -1,0 +1,102 @@
+//! The part of a source's stream that one syncer is for: the effects on one cell. Pure.
+//!
+//! Syncers of one source divide its stream among themselves, so that each effect has exactly one:
+//!
+//! | effect | whose |
+//! |---|---|
+//! | on keys | the key's cell's |
+//! | message on a channel of the source's own slots | the channel's cell's |
+//! | message on another channel (any cluster node takes PUBLISH), command without keys | the one for the [`rest`](Scope::rest) |
+//! | FLUSHALL, FLUSHDB | each one's, for its own cell |
+//! | on keys of several slots | nobody's: counted as refused by the one for the rest |
+//! | RESTORE-ASKING | nobody's: a key that moves between shards is no change |
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::stream::{Effect, Unit};
+use crate::commands::{Commands, Route};
+use crate::slots::{SlotRange, slot};
+
+/// What a syncer is for. Without a division into cells it is for everything.
+#[derive(Clone, Debug)]
+pub(crate) struct Scope {
+    pub(crate) cell: SlotRange,
+    /// Where keys are in a command, and which slots are the source's own; none when the cell is everything.
+    pub(crate) division: Option<Division>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Division {
+    pub(crate) commands: Arc<Commands>,
+    /// Cells of the source.
+    pub(crate) own: Vec<SlotRange>,
+    /// What belongs to no cell of the source is for this syncer.
+    pub(crate) rest: bool,
+}
+
+/// The script's words for emptying a cell instead of a database, or of all databases.
+pub(super) const FLUSH_CELL: (&[u8], &[u8]) = (b"rig:flushdb", b"rig:flushall");
+
+impl Scope {
+    pub(crate) fn everything() -> Self {
+        Self {
+            cell: SlotRange::ALL,
+            division: None,
+        }
+    }
+
+    /// Leaves in the unit what this syncer is for.
+    pub(super) fn narrow(&self, unit: &mut Unit) {
+        let Some(division) = &self.division else { return };
+        let effects = std::mem::take(&mut unit.effects);
+        for mut effect in effects {
+            if let Some(flush) = flush(&effect) {
+                effect.args = vec![Bytes::from_static(flush)];
+                unit.effects.push(effect);
+            } else if self.is_for(division, &effect, &mut unit.refused) {
+                unit.effects.push(effect);
+            }
+        }
+    }
+
+    fn is_for(&self, division: &Division, effect: &Effect, refused: &mut u64) -> bool {
+        if effect.is_named(b"restore-asking") {
+            return false;
+        }
+        match division.commands.route(&effect.args) {
+            Route::Slot(slot) if effect.is_message() => self.hears(division, slot),
+            Route::Slot(slot) => self.cell.contains(slot),
+            Route::Anywhere => division.rest,
+            Route::Crossing => {
+                *refused += u64::from(division.rest);
+                false
+            }
+        }
+    }
+
+    fn hears(&self, division: &Division, slot: u16) -> bool {
+        if division.own.iter().any(|own| own.contains(slot)) {
+            self.cell.contains(slot)
+        } else {
+            division.rest
+        }
+    }
+}
+
+fn flush(effect: &Effect) -> Option<&'static [u8]> {
+    let words = [(&b"flushdb"[..], FLUSH_CELL.0), (b"flushall", FLUSH_CELL.1)];
+    let found = words.into_iter().find(|(name, _)| effect.is_named(name));
+    found.map(|(_, flush)| flush)
+}
+
+/// The key of a cell's books: it lies in the cell itself, so that it is wherever the cell's keys are.
+pub(crate) fn books_key(cell: SlotRange) -> String {
+    if cell == SlotRange::ALL {
+        return "rig:applied".to_owned();
+    }
+    let tag = crate::slots::tag(cell.first);
+    debug_assert_eq!(slot(tag.as_bytes()), cell.first);
+    format!("rig:applied:{{{tag}}}")
+}
