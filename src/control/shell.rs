@@ -393,6 +393,7 @@ impl Control {
             Event::Link {
                 from, to, shard, up, ..
             } => metrics.link(*from, *to, *shard, *up),
+            Event::Fault { fault, on, .. } => metrics.fault(*fault, *on),
             Event::Switched(switched) => metrics.switched(switched),
             Event::Rest { replica, to, .. } => metrics.rest(*replica, *to),
             Event::Tilt { on, .. } => metrics.tilt(*on),
