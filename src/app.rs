@@ -169,6 +169,7 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
         control::Wires {
             inputs: evidence,
             feedback: from_workers,
+            layouts: monitor.layouts(),
             policies: new_policies,
             routes,
             publish_fence: Box::new(move |id, on| fencing.publish_fence(id, on)),

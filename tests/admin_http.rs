@@ -264,6 +264,8 @@ fn status(active: Option<&str>) -> Status {
             rtt_ms: Some(0.25),
             shards: vec![ShardStatus {
                 id: 0,
+                slots: "0-16383".into(),
+                node: None,
                 echo: true,
                 writable: None,
             }],

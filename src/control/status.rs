@@ -53,6 +53,12 @@ pub struct ReplicaStatus {
 pub struct ShardStatus {
     /// Its number.
     pub id: u16,
+    /// The slots that it owns, as servers write them: `0-5460`, or several with commas between.
+    #[serde(default)]
+    pub slots: String,
+    /// Where it is reached, when it has an address of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
     /// Whether its own echo passes.
     pub echo: bool,
     /// Whether it accepts writes; `null` before the first write probe.
@@ -110,7 +116,7 @@ pub struct EventRecord {
     pub id: u64,
     /// When.
     pub at: u64,
-    /// `health`, `fitness`, `link`, `switch`, `move`, `failback`, `tilt`, `pin`, `route`.
+    /// `health`, `fitness`, `link`, `layout`, `switch`, `move`, `failback`, `tilt`, `pin`, `route`.
     pub kind: String,
     /// One sentence for people.
     pub message: String,

@@ -1,0 +1,178 @@
+//! Monitor, engine and control together, as the sidecar composes them, with nobody to route for.
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pulsegate::control::status::{EventRecord, Status};
+use pulsegate::control::{self, Handle, Setup, Wires};
+use pulsegate::decision::{Member, Policy};
+use pulsegate::dial::Dialer;
+use pulsegate::metrics::Metrics;
+use pulsegate::monitor::{Identity, Monitor, Settings, Sharding, Target};
+use pulsegate::replica::{Address, Endpoint, Replica, ReplicaId};
+use pulsegate::route::{Feedback, Route};
+use tokio::sync::{broadcast, mpsc, watch};
+
+/// How long anything may take that has no bound of its own.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Where a replica is, on this machine, and what is configured of its shards.
+pub struct Place {
+    pub name: &'static str,
+    pub port: u16,
+    pub sharding: Sharding,
+}
+
+impl Place {
+    pub fn new(name: &'static str, port: u16) -> Place {
+        Place {
+            name,
+            port,
+            sharding: Sharding::default(),
+        }
+    }
+}
+
+pub struct Sidecar {
+    pub handle: Handle,
+    pub routes: watch::Receiver<Option<Route>>,
+    pub monitor: Arc<Monitor>,
+    pub metrics: Arc<Metrics>,
+    pub events: broadcast::Receiver<Arc<EventRecord>>,
+    _feedback: mpsc::UnboundedSender<Feedback>,
+    _shutdown: watch::Sender<bool>,
+}
+
+impl Sidecar {
+    /// `places` in order of preference.
+    pub fn start(places: Vec<Place>, policy: Policy) -> Sidecar {
+        let (mut replicas, mut targets) = (Vec::new(), Vec::new());
+        for (id, place) in (0_u8..).zip(places) {
+            let endpoint = Arc::new(Endpoint {
+                address: Address::Tcp {
+                    host: "127.0.0.1".to_owned(),
+                    port: place.port,
+                },
+                tls: None,
+                credentials: None,
+            });
+            targets.push(Target {
+                id: ReplicaId(id),
+                name: place.name.into(),
+                dialer: Dialer::new(Arc::clone(&endpoint)).unwrap(),
+                sharding: place.sharding,
+            });
+            replicas.push(Replica {
+                id: ReplicaId(id),
+                name: place.name.into(),
+                weight: 100 - u32::from(id),
+                endpoint,
+            });
+        }
+        let members = replicas
+            .iter()
+            .map(|replica| Member {
+                id: replica.id,
+                name: Arc::clone(&replica.name),
+                weight: replica.weight,
+            })
+            .collect();
+        let (evidence, inputs) = mpsc::channel(1024);
+        let settings = Settings {
+            prefix: "pulsegate".to_owned(),
+            identity: Identity::generate(),
+            heartbeat_interval: policy.heartbeat_interval,
+            probe_interval: policy.probe_interval,
+            connect_timeout: Duration::from_secs(1),
+            answer_timeout: policy.heartbeat_timeout,
+        };
+        let monitor = Arc::new(Monitor::spawn(&targets, settings, evidence));
+        let (workers, feedback) = mpsc::unbounded_channel();
+        let (published, routes) = watch::channel(None);
+        let (stop, shutdown) = watch::channel(false);
+        let policies = watch::channel(policy.clone()).1;
+        let metrics = Metrics::new(&replicas, 1).unwrap();
+        let setup = Setup {
+            policy,
+            members,
+            workers: 1,
+            state_file: None,
+        };
+        let fencing = Arc::clone(&monitor);
+        let wires = Wires {
+            inputs,
+            feedback,
+            layouts: monitor.layouts(),
+            policies,
+            routes: published,
+            publish_fence: Box::new(move |id, on| fencing.publish_fence(id, on)),
+            metrics: Arc::clone(&metrics),
+            shutdown,
+        };
+        let (handle, _task) = control::spawn(setup, wires);
+        Sidecar {
+            events: handle.events.subscribe(),
+            handle,
+            routes,
+            monitor,
+            metrics,
+            _feedback: workers,
+            _shutdown: stop,
+        }
+    }
+
+    /// Until the status is as wanted.
+    pub async fn until(&mut self, what: &str, wanted: impl Fn(&Status) -> bool) -> Arc<Status> {
+        let mut statuses = self.handle.status.clone();
+        let found = statuses.wait_for(|status| wanted(status));
+        match tokio::time::timeout(PATIENCE, found).await {
+            Ok(status) => Arc::clone(&status.unwrap()),
+            Err(_) => panic!(
+                "never came: {what}; the newest is {:#?}",
+                self.handle.status.borrow()
+            ),
+        }
+    }
+
+    pub async fn route_to(&mut self, wanted: ReplicaId) -> Route {
+        let found = self
+            .routes
+            .wait_for(|route| route.as_ref().is_some_and(|route| route.write == wanted));
+        let route = tokio::time::timeout(PATIENCE, found).await;
+        route.expect("the route comes").unwrap().clone().unwrap()
+    }
+
+    /// Until all are known to be well, on every shard.
+    pub async fn settled(&mut self) -> Arc<Status> {
+        self.until("all are well", |status| {
+            status.replicas.iter().all(|replica| {
+                replica.health == "healthy"
+                    && replica.fitness == "in_sync"
+                    && replica
+                        .shards
+                        .iter()
+                        .all(|shard| shard.echo && shard.writable == Some(true))
+            })
+        })
+        .await
+    }
+
+    /// Events of these kinds so far, in words.
+    pub fn told(&mut self, kinds: &[&str]) -> Vec<String> {
+        let mut told = Vec::new();
+        while let Ok(event) = self.events.try_recv() {
+            if kinds.contains(&&*event.kind) {
+                told.push(event.message.clone());
+            }
+        }
+        told
+    }
+
+    pub fn health(&self, replica: ReplicaId) -> (String, String) {
+        let status = self.handle.status.borrow();
+        let replica = &status.replicas[replica.index()];
+        (replica.health.clone(), replica.reason.clone())
+    }
+}
