@@ -18,6 +18,7 @@ use crate::decision::Member;
 use crate::dial::{DialError, Dialer};
 use crate::metrics::Metrics;
 use crate::proxy::{self, Proxy, Stop};
+use crate::replica::{Replica, Rest};
 use crate::{admin, control, monitor};
 
 mod descriptors;
@@ -103,6 +104,7 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
             }),
         })
         .collect::<Result<Vec<_>, Error>>()?;
+    let targets = targets(&replicas)?;
     let admin_listener = TcpListener::bind(config.admin.bind)
         .await
         .map_err(|source| Error::Admin {
@@ -111,6 +113,7 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
         })?;
 
     let (routes, route) = watch::channel(None);
+    let (progress, followed) = watch::channel(None);
     let (feedback, from_workers) = mpsc::unbounded_channel();
     let settings = proxy::Settings {
         listener: Listener {
@@ -122,19 +125,10 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
         replicas: replicas.clone(),
         workers,
     };
-    let proxy = proxy::start(settings, &route, &feedback, &metrics)?;
+    let proxy = proxy::start(settings, &route, &followed, &feedback, &metrics)?;
     drop(feedback);
 
     let (inputs, evidence) = mpsc::channel(INPUTS);
-    let targets: Vec<monitor::Target> = replicas
-        .iter()
-        .map(|(replica, dialer)| monitor::Target {
-            id: replica.id,
-            name: Arc::clone(&replica.name),
-            dialer: dialer.clone(),
-            sharding: monitor::Sharding::default(),
-        })
-        .collect();
     let pace = pace(&config);
     let monitor = Arc::new(monitor::Monitor::spawn(
         &targets,
@@ -161,6 +155,7 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
                     id: r.id,
                     name: Arc::clone(&r.name),
                     weight: r.weight,
+                    rest: r.rest.as_ref().map(|rest| rest.interval),
                 })
                 .collect(),
             workers,
@@ -172,6 +167,7 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
             layouts: monitor.layouts(),
             policies: new_policies,
             routes,
+            progress,
             publish_fence: Box::new(move |id, on| fencing.publish_fence(id, on)),
             metrics: Arc::clone(&metrics),
             shutdown: stopped.clone(),
@@ -226,6 +222,26 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
     shutdown.send_replace(true);
     let _ = tokio::join!(serving, governing, reloading);
     Ok(())
+}
+
+/// What the monitor is to watch.
+fn targets(replicas: &[(Replica, Dialer)]) -> Result<Vec<monitor::Target>, Error> {
+    let target = |(replica, dialer): &(Replica, Dialer)| {
+        let address = &replica.endpoint.address;
+        let check = |rest: &Arc<Rest>| monitor::RestCheck::new(Arc::clone(rest), address.clone());
+        let rest = replica.rest.as_ref().map(check).transpose();
+        Ok(monitor::Target {
+            id: replica.id,
+            name: Arc::clone(&replica.name),
+            dialer: dialer.clone(),
+            topology: replica.topology.clone(),
+            rest: rest.map_err(|source| Error::Replica {
+                replica: replica.name.to_string(),
+                source,
+            })?,
+        })
+    };
+    replicas.iter().map(target).collect()
 }
 
 /// The monitor's pace under `config`.

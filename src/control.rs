@@ -24,9 +24,10 @@ use tokio::task::JoinHandle;
 use crate::decision::{Engine, Input, Member, Policy, Request};
 use crate::metrics::Metrics;
 use crate::replica::{Layout, ReplicaId};
-use crate::route::{Feedback, Route};
+use crate::route::{Feedback, Progress, Route};
 
 mod drain;
+mod follow;
 mod report;
 mod shell;
 mod state;
@@ -86,6 +87,8 @@ pub struct Wires {
     pub policies: watch::Receiver<Policy>,
     /// To the workers; `None` until the first route.
     pub routes: watch::Sender<Option<Route>>,
+    /// To the workers: how far the other replicas have followed, while reads go elsewhere than writes.
+    pub progress: watch::Sender<Option<Progress>>,
     /// To the monitor.
     pub publish_fence: PublishFence,
     /// What control counts is in `metrics.control`.
@@ -124,6 +127,7 @@ pub fn spawn(setup: Setup, wires: Wires) -> (Handle, JoinHandle<()>) {
     };
     wires.metrics.control.pinned(pin);
     let anchor = Anchor::take(now);
+    let replicas = setup.members.len();
     let engine = Engine::new(setup.policy, setup.members, pin, now);
     let mut layouts = wires.layouts;
     let known = Arc::clone(&layouts.borrow_and_update());
@@ -139,6 +143,7 @@ pub fn spawn(setup: Setup, wires: Wires) -> (Handle, JoinHandle<()>) {
         events: events.clone(),
         requests,
     };
+    let follow = follow::Follow::new(replicas, wires.progress);
     let (saves, saved) = saver.unzip();
     let sources = Sources {
         inputs: wires.inputs,
@@ -157,6 +162,7 @@ pub fn spawn(setup: Setup, wires: Wires) -> (Handle, JoinHandle<()>) {
         drain::Drain::new(setup.workers),
         shell::Sinks {
             routes: wires.routes,
+            follow,
             publish_fence: wires.publish_fence,
             metrics: wires.metrics,
             status,

@@ -21,7 +21,10 @@ mod moment;
 mod moves;
 mod operator;
 mod policy;
+mod reads;
 mod recent;
+mod rest;
+mod rtt;
 mod select;
 #[cfg(test)]
 mod sim;

@@ -13,7 +13,7 @@
 //! | [`dial`] | the one way to open a connection to a replica: name, TCP or unix socket, TLS |
 //! | [`resp`] | where a request or reply ends, what a command is, which keys it has (pure) |
 //! | [`proxy`] | **data plane**: listener, worker, session, pipeline, link, recovery |
-//! | [`monitor`] | **evidence**: heartbeats, PING and write probes |
+//! | [`monitor`] | **evidence**: heartbeats, PING and write probes, what a replica's cluster says over REST |
 //! | [`decision`] | **verdict**: the engine, a state machine without sockets or clock (pure) |
 //! | [`control`] | the engine's shell: feeds it, reads the clock for it, publishes routes |
 //! | [`admin`] | HTTP: health, metrics, status, events, the operator's verbs |

@@ -1,7 +1,7 @@
-//! EVIDENCE: heartbeats and probes.
+//! EVIDENCE: heartbeats, probes, and what a replica's cluster says of it.
 //!
-//! Owns three connections to each replica, or to each node of one whose shards have addresses of their own, and nothing
-//! else of it: one that asks (`probe`: PING), one that speaks
+//! Owns three connections to each replica, or to each node of one whose shards have addresses of their own, and, where it
+//! is configured, one to its cluster's REST API; nothing else of it. One asks (`probe`: PING), one speaks
 //! (`voice`: heartbeats, fences, the write probe) and one that listens (`ear`: the heartbeats of every replica). They
 //! are apart because a server that pauses writes stalls everything behind a write on the same connection, while it
 //! still answers a PING elsewhere. Every replica has tasks of its own, so that a hung one delays no other. How it is
@@ -30,7 +30,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::decision::Input;
 use crate::dial::Dialer;
-use crate::replica::{CellId, Layout, ReplicaId};
+use crate::replica::{CellId, Layout, ReplicaId, Topology};
 
 mod backoff;
 mod connect;
@@ -41,12 +41,13 @@ mod node;
 mod plan;
 mod probe;
 mod reach;
+mod rest;
 mod subscription;
 mod topology;
 mod voice;
 
 pub use message::Identity;
-pub use topology::{Sharding, Topology};
+pub use rest::{Patience, RestCheck};
 
 use director::{Director, Ends, Watched};
 use plan::{Naming, Plan};
@@ -61,8 +62,10 @@ pub struct Target {
     pub name: Arc<str>,
     /// Opens connections to it, and knows the identity to present.
     pub dialer: Dialer,
+    /// Asks its cluster's REST API about it.
+    pub rest: Option<RestCheck>,
     /// What is configured of its shards.
-    pub sharding: Sharding,
+    pub topology: Topology,
 }
 
 /// How the monitor works.
@@ -212,7 +215,7 @@ impl Monitor {
             connect_timeout: settings.connect_timeout,
             answer_timeout: settings.answer_timeout,
         });
-        let assumed: Arc<[Layout]> = targets.iter().map(|target| target.sharding.assumed()).collect();
+        let assumed: Arc<[Layout]> = targets.iter().map(|target| topology::assumed(&target.topology)).collect();
         let (stage, stages) = watch::channel(Stage {
             number: 0,
             speak: Arc::new(Plan::nothing(Arc::clone(&assumed))),
@@ -242,6 +245,10 @@ impl Monitor {
                 layout.clone(),
                 tell.clone(),
             );
+            if let Some(check) = target.rest.clone() {
+                let (common, target) = (Arc::clone(&common), Arc::clone(&target));
+                tasks.spawn(rest::Asking::new(common, target, check).run());
+            }
             tasks.spawn(reader.run());
             watched.push(Watched {
                 target,

@@ -5,13 +5,16 @@
 //!
 //! - `listener` accepts, `client` is the application's socket
 //! - `session` owns one application connection, `pipeline` its reply order (pure), `classify` what a request is (pure)
+//! - `split` says which sessions read elsewhere, and since when they may (pure)
 //! - `link` owns one upstream connection, `outbox` the bytes on it (pure), `upstream` all links: who shares which
 //! - `recover` says what becomes of commands whose link is lost, `intent` what is said again on the next (both pure),
 //!   `scripts` which scripts the next replica has to be told
+//! - `cluster` says where a request goes in a sharded replica (pure)
 //! - `worker` is one thread of all this
 
 mod classify;
 mod client;
+pub mod cluster;
 mod command;
 mod intent;
 mod link;
@@ -21,6 +24,7 @@ pub mod pipeline;
 mod recover;
 mod scripts;
 mod session;
+mod split;
 mod upstream;
 mod worker;
 
@@ -39,7 +43,7 @@ use crate::config::{Bind, Hold, Listener, Upstream};
 use crate::dial::Dialer;
 use crate::metrics::Metrics;
 use crate::replica::Replica;
-use crate::route::{Feedback, Route};
+use crate::route::{Feedback, Progress, Route};
 
 /// All that the data plane needs to know.
 #[derive(Debug)]
@@ -102,10 +106,12 @@ pub struct Proxy {
     sockets: Vec<PathBuf>,
 }
 
-/// Binds everything, then starts the workers: when this returns, connections are accepted.
+/// Binds everything, then starts the workers: when this returns, connections are accepted. `progress` need only be told
+/// while a route splits reads off.
 pub fn start(
     settings: Settings,
     route: &watch::Receiver<Option<Route>>,
+    progress: &watch::Receiver<Option<Progress>>,
     feedback: &mpsc::UnboundedSender<Feedback>,
     metrics: &Metrics,
 ) -> Result<Proxy, StartError> {
@@ -143,7 +149,8 @@ pub fn start(
     let (losing, lost) = watch::channel(false);
     let mut threads = Vec::new();
     for (index, sockets) in bound.into_iter().enumerate() {
-        let (settings, route, feedback) = (Arc::clone(&settings), route.clone(), feedback.clone());
+        let (settings, feedback) = (Arc::clone(&settings), feedback.clone());
+        let (route, progress) = (route.clone(), progress.clone());
         let (metrics, stopped) = (metrics.worker(index), stopped.clone());
         let guard = Guard(losing.clone());
         let thread = std::thread::Builder::new()
@@ -156,7 +163,7 @@ pub fn start(
                 };
                 let local = tokio::task::LocalSet::new();
                 let worker = worker::Worker::new(index, settings, metrics, feedback);
-                local.block_on(&runtime, run_worker(worker, sockets, route, stopped));
+                local.block_on(&runtime, run_worker(worker, sockets, route, progress, stopped));
             })
             .map_err(StartError::Thread)?;
         threads.push(thread);
@@ -203,6 +210,7 @@ async fn run_worker(
     worker: Rc<worker::Worker>,
     sockets: Vec<Socket>,
     route: watch::Receiver<Option<Route>>,
+    progress: watch::Receiver<Option<Progress>>,
     mut stopped: watch::Receiver<Stop>,
 ) {
     let mut accepting = Vec::new();
@@ -216,7 +224,7 @@ async fn run_worker(
             Err(error) => tracing::error!(%error, "a worker cannot use its listening socket"),
         }
     }
-    let life = tokio::task::spawn_local(Rc::clone(&worker).run(route));
+    let life = tokio::task::spawn_local(Rc::clone(&worker).run(route, progress));
     let mut stage = Stop::No;
     loop {
         if stage == Stop::No {

@@ -3,8 +3,12 @@
 //! Nothing here does any work; `dial` opens connections to an [`Endpoint`].
 
 mod layout;
+mod rest;
+mod topology;
 
 pub use layout::{Cell, Layout, Shard, SlotRange, cells, slot_words};
+pub use rest::{Database, Rest};
+pub use topology::{AddressPair, Topology, TopologyKind};
 
 use std::fmt;
 use std::path::PathBuf;
@@ -61,12 +65,16 @@ pub struct Replica {
     pub name: Arc<str>,
     /// Preference: the highest weight is the preferred replica; equal weights go by position.
     pub weight: u32,
+    /// How it is sharded.
+    pub topology: Topology,
     /// Where it is reached, and how.
     pub endpoint: Arc<Endpoint>,
+    /// Its cluster's REST API, when it is to be asked.
+    pub rest: Option<Arc<Rest>>,
 }
 
 /// Where a replica is reached, with the identity Pulsegate itself uses there.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Endpoint {
     /// The transport address.
     pub address: Address,

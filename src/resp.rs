@@ -38,6 +38,8 @@ pub use command::{Class, CommandInfo, Kind, is_blocking, lookup, lookup_sub};
 pub use encode::{encode_command, encode_command_into};
 pub use error::ProtocolError;
 pub use inline::{inline_args, inline_to_multibulk};
-pub use keys::{first_key, keys, routing_key, slot};
-pub use reply::{Reply, ReplyScan, ReplyScanner, error_code, reply_elements, reply_text};
+pub use keys::{first_key, keys, routing_key, routing_keys, slot};
+pub use reply::{
+    Aggregate, Reply, ReplyScan, ReplyScanner, error_code, reply_aggregate, reply_elements, reply_text,
+};
 pub use request::{Args, Request, RequestScanner, Scan, args};

@@ -12,7 +12,7 @@ use pulsegate::control::status::{EventRecord, LinkStatus, ReplicaStatus, ShardSt
 use pulsegate::control::{Ask, Handle};
 use pulsegate::decision::Request;
 use pulsegate::metrics::Metrics;
-use pulsegate::replica::{Address, Endpoint, Replica, ReplicaId, Secret};
+use pulsegate::replica::{Address, Endpoint, Replica, ReplicaId, Secret, Topology};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -239,11 +239,13 @@ fn replica(id: u8, name: &str) -> Replica {
         id: ReplicaId(id),
         name: Arc::from(name),
         weight: 1,
+        topology: Topology::default(),
         endpoint: Arc::new(Endpoint {
             address: Address::Unix("/nowhere".into()),
             tls: None,
             credentials: None,
         }),
+        rest: None,
     }
 }
 
@@ -262,6 +264,7 @@ fn status(active: Option<&str>) -> Status {
             reason: "all well".into(),
             since: 1_700_000_000_000,
             rtt_ms: Some(0.25),
+            rest: None,
             shards: vec![ShardStatus {
                 id: 0,
                 slots: "0-16383".into(),

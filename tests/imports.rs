@@ -126,6 +126,9 @@ const RULES: &[(&str, &[&str])] = &[
             "crate::control::status",
             "crate::decision",
             "crate::dial",
+            // `check --connect` asks as the monitor does.
+            "crate::monitor::Patience",
+            "crate::monitor::RestCheck",
             "crate::replica",
             "bytes",
             "clap",
@@ -155,6 +158,7 @@ const EVIDENCE: &[&str] = &[
     "crate::decision::PassiveEvidence",
     "crate::decision::ProbeFailure",
     "crate::decision::ProbeKind",
+    "crate::decision::RestOutcome",
     "crate::dial",
     "crate::metrics",
     "crate::replica",
@@ -167,6 +171,14 @@ const EVIDENCE: &[&str] = &[
     "thiserror",
     "tokio",
     "tracing",
+    // The REST check.
+    "base64",
+    "bytes",
+    "http_body_util",
+    "hyper",
+    "hyper_util",
+    "serde",
+    "serde_json",
 ];
 
 /// Crates of the language itself.

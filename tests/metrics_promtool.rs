@@ -7,9 +7,9 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pulsegate::decision::{Health, ProbeKind, SwitchReason, Switched};
+use pulsegate::decision::{Health, ProbeKind, RestState, SwitchReason, Switched};
 use pulsegate::metrics::{Class, Metrics};
-use pulsegate::replica::{Address, Endpoint, Replica, ReplicaId, ShardId};
+use pulsegate::replica::{Address, Endpoint, Replica, ReplicaId, ShardId, Topology};
 
 /// Runs promtool on `scrape`: whether it was content, and all that it said.
 fn promtool(scrape: &str) -> (bool, String) {
@@ -33,11 +33,13 @@ fn replica(id: u8, name: &str) -> Replica {
         id: ReplicaId(id),
         name: Arc::from(name),
         weight: 1,
+        topology: Topology::default(),
         endpoint: Arc::new(Endpoint {
             address: Address::Unix("/nowhere".into()),
             tls: None,
             credentials: None,
         }),
+        rest: None,
     }
 }
 
@@ -63,6 +65,8 @@ fn promtool_is_content() {
     metrics
         .control
         .probe(a, ProbeKind::Ping, Duration::from_millis(1));
+    metrics.control.rest_check(a, RestState::Unavailable);
+    metrics.control.rest(a, RestState::Unavailable);
     metrics.control.switched(&Switched {
         epoch: 2,
         from: Some(a),

@@ -5,9 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use pulsegate::control::status::Status;
-use pulsegate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, Policy};
-use pulsegate::monitor::{Sharding, Topology};
-use pulsegate::replica::{Layout, ReplicaId};
+use pulsegate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, OnSlow, Policy, ReadsTo};
+use pulsegate::replica::{Layout, ReplicaId, Topology, TopologyKind};
 use pulsegate::resp::slot;
 use rig::{Rig, RigOptions};
 use tokio::time::Instant;
@@ -194,7 +193,7 @@ async fn without_a_cluster_api_what_is_configured_counts() {
         .unwrap();
     let port = |region| rig.region(region).addr().port();
     let mut local = Place::new("local", port("local"));
-    local.sharding.shards = Some(3);
+    local.topology.shards = Some(3);
     let mut sidecar = Sidecar::start(vec![local, Place::new("remote", port("remote"))], policy());
     let status = sidecar.settled().await;
     let shards: Vec<usize> = status

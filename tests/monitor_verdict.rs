@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use pulsegate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, Policy};
+use pulsegate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, OnSlow, Policy, ReadsTo};
 use pulsegate::replica::ReplicaId;
 use tokio::time::Instant;
 
@@ -32,6 +32,12 @@ fn policy() -> Policy {
         failback: FailbackMode::Manual,
         grace: Duration::from_secs(60),
         lag_tolerance: Duration::from_millis(500),
+        on_slow: OnSlow::Stay,
+        reads: ReadsTo::Active,
+        read_your_writes: true,
+        read_steps: vec![10, 50, 100],
+        soak: Duration::from_secs(3),
+        latency_margin: Duration::from_millis(100),
         tilt_after: Duration::from_secs(2),
     }
 }

@@ -2,54 +2,22 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "support/resp_calls.rs"]
+mod resp_calls;
 #[path = "support/resp_server.rs"]
 mod resp_server;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use pulsegate::resp::command::{self, CommandInfo, KeySet};
+use pulsegate::resp::command::{self, KeySet};
 use pulsegate::resp::{
     ProtocolError, ReplyScan, ReplyScanner, Request, RequestScanner, Scan, args, encode_command, error_code,
     inline_args, keys, reply_elements, reply_text, slot,
 };
-use resp_server::{DEADLINE, Server};
-
-/// SplitMix64: small, seeded, the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-
-    fn pick<'a, T: ?Sized>(&mut self, from: &[&'a T]) -> &'a T {
-        from[self.below(from.len())]
-    }
-}
-
-/// The seed of this run: new each time, unless `RESP_SEED` repeats one. Failures print it.
-fn seed() -> u64 {
-    let given = std::env::var("RESP_SEED").ok().map(|seed| seed.parse().unwrap());
-    given.unwrap_or_else(|| std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0))
-}
-
-fn connect(server: &Server) -> UnixStream {
-    let stream = UnixStream::connect(server.socket()).unwrap();
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    stream.set_write_timeout(Some(DEADLINE)).unwrap();
-    stream
-}
+use resp_calls::{Random, ask, call, connect, seed};
+use resp_server::Server;
 
 /// All that the server answers to `bytes`, until it closes. It closes after a protocol error, or once it has answered
 /// everything.
@@ -306,81 +274,6 @@ fn the_narrow_limits_before_authentication_are_the_servers() {
             "{bytes:?}"
         );
     }
-}
-
-/// Sends commands in a row and hands back the replies, each as a frame.
-fn ask(stream: &mut UnixStream, commands: &[Vec<u8>]) -> Vec<Vec<u8>> {
-    stream.write_all(&commands.concat()).unwrap();
-    let (mut buf, mut replies) = (Vec::new(), Vec::new());
-    let mut chunk = vec![0; 64 * 1024];
-    let mut scanner = ReplyScanner::new();
-    while replies.len() < commands.len() {
-        match scanner.scan(&buf).unwrap() {
-            ReplyScan::Complete(reply) => replies.push(buf.drain(..reply.len).collect()),
-            ReplyScan::Incomplete { .. } => {
-                let n = stream.read(&mut chunk).unwrap();
-                assert!(n > 0, "the server closed");
-                buf.extend_from_slice(&chunk[..n]);
-            }
-        }
-    }
-    replies
-}
-
-/// The arguments of a random call of a command: mostly nonsense, of the kind that misleads whoever looks for keys.
-fn call(random: &mut Random, info: &CommandInfo) -> Vec<Vec<u8>> {
-    let mut words: Vec<Vec<u8>> = info
-        .name
-        .split('|')
-        .map(|word| word.as_bytes().to_vec())
-        .collect();
-    let least = info.arity.unsigned_abs() as usize;
-    let length = if info.arity > 0 {
-        least
-    } else {
-        least + random.below(9)
-    };
-    let pool: [&[u8]; 28] = [
-        b"k1",
-        b"k2",
-        b"k3",
-        b"{t}k4",
-        b"k5",
-        b"",
-        b"0",
-        b"1",
-        b"1",
-        b"2",
-        b"2",
-        b"3",
-        b"4",
-        b"-1",
-        b"x",
-        b"STORE",
-        b"store",
-        b"STOREDIST",
-        b"BY",
-        b"GET",
-        b"LIMIT",
-        b"KEYS",
-        b"AUTH",
-        b"AUTH2",
-        b"COPY",
-        b"STREAMS",
-        b"COUNT",
-        b"GROUP",
-    ];
-    while words.len() < length {
-        words.push(random.pick(&pool).to_vec());
-    }
-    if words[0] == b"xreadgroup" {
-        // Without GROUP the server refuses it, whatever COMMAND GETKEYS may still find.
-        words.splice(1..4, [&b"GROUP"[..], b"STREAMS", b"c"].map(<[u8]>::to_vec));
-    }
-    if words[0] == b"migrate" && random.below(2) == 0 && words.len() > 3 {
-        words[3].clear();
-    }
-    words
 }
 
 fn getkeys_agrees(server: &Server, seed: u64) {

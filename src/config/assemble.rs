@@ -7,9 +7,10 @@ use std::time::Duration;
 use super::problem::{Origin, Problem};
 use super::walk::{Given, Values};
 use super::{
-    Admin, Bind, Config, Detection, Hold, Listener, Log, LogFormat, Upstream, UpstreamMode, replicas, schema,
+    Admin, Bind, Cluster, Config, Detection, Hold, Listener, Log, LogFormat, Upstream, UpstreamMode,
+    replicas, schema,
 };
-use crate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, Policy};
+use crate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, OnSlow, Policy, ReadsTo};
 use crate::replica::{Address, Replica};
 
 /// What the checks write to.
@@ -73,6 +74,9 @@ pub(super) fn assemble(findings: &mut Findings<'_>) -> Config {
     Config {
         listener,
         replicas,
+        cluster: Cluster {
+            split: values.switch("cluster.split"),
+        },
         upstream,
         detection,
         policy,
@@ -116,7 +120,8 @@ fn listener(findings: &mut Findings<'_>) -> Listener {
     }
 }
 
-fn said_of_given(findings: &mut Findings<'_>, given: &Given, text: &str) {
+/// Notes a problem with one value of a list.
+pub(super) fn said_of_given(findings: &mut Findings<'_>, given: &Given, text: &str) {
     findings.problems.push(Problem {
         origin: given.origin.clone(),
         subject: given.subject.clone(),
@@ -197,11 +202,24 @@ fn timing(findings: &mut Findings<'_>) -> (Policy, Upstream) {
             "leave" => OnIsolated::Leave,
             _ => OnIsolated::Stay,
         },
+        on_slow: match values.word("failover.on_slow").as_str() {
+            "leave" => OnSlow::Leave,
+            _ => OnSlow::Stay,
+        },
+        reads: match values.word("upstream.reads").as_str() {
+            "nearest" => ReadsTo::Nearest,
+            _ => ReadsTo::Active,
+        },
+        read_your_writes: values.switch("failback.read_your_writes"),
         failback: match values.word("failback.mode").as_str() {
             "manual" => FailbackMode::Manual,
-            _ => FailbackMode::Immediate,
+            "immediate" => FailbackMode::Immediate,
+            _ => FailbackMode::Staged,
         },
         grace: values.duration("failback.grace"),
+        read_steps: values.steps("failback.read_steps"),
+        soak: values.duration("failback.soak"),
+        latency_margin: values.duration("failback.latency_margin"),
         lag_tolerance: values.duration("failback.lag_tolerance"),
         // A stall that costs less than half of the evidence's life cannot make a replica look silent by itself; it
         // must be longer than the ordinary gap between two heartbeats.

@@ -33,6 +33,8 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
         let mut note = |key: &str, same: bool| note(&format!("replica[{i}].{key}"), false, same);
         note("name", a.name == b.name);
         note("weight", a.weight == b.weight);
+        let same_rest = a.rest == b.rest;
+        let (of_a, of_b) = (&a.topology, &b.topology);
         let (a, b) = (&a.endpoint, &b.endpoint);
         note(
             "url",
@@ -46,16 +48,22 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
         note("username", a_is.and_then(user) == b_is.and_then(user));
         // Of the file's content, or of the url.
         note("password_file", a_is.map(password) == b_is.map(password));
+        note("topology", of_a.kind == of_b.kind);
+        note("address_map", of_a.address_map == of_b.address_map);
+        note("shards", of_a.shards == of_b.shards);
         if let (Some(a), Some(b)) = (&a.tls, &b.tls) {
             note("tls", a == b);
         }
+        note("rest", same_rest);
     }
 
     let (a, b) = (&old.policy, &new.policy);
     let (links_a, links_b) = (&old.upstream, &new.upstream);
+    note("cluster.split", false, old.cluster == new.cluster);
     note("upstream.mode", false, links_a.mode == links_b.mode);
     let same = links_a.shared_links == links_b.shared_links;
     note("upstream.shared_links", false, same);
+    note("upstream.reads", true, a.reads == b.reads);
     let same = a.heartbeat_interval == b.heartbeat_interval;
     note("detection.heartbeat_interval", true, same);
     let same = a.heartbeat_timeout == b.heartbeat_timeout;
@@ -78,8 +86,15 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
     note("failover.on_fence_timeout", true, same);
     note("failover.dwell", true, a.dwell == b.dwell);
     note("failover.on_isolated", true, a.on_isolated == b.on_isolated);
+    note("failover.on_slow", true, a.on_slow == b.on_slow);
     note("failback.mode", true, a.failback == b.failback);
     note("failback.grace", true, a.grace == b.grace);
+    note("failback.read_steps", true, a.read_steps == b.read_steps);
+    note("failback.soak", true, a.soak == b.soak);
+    let same = a.read_your_writes == b.read_your_writes;
+    note("failback.read_your_writes", true, same);
+    let same = a.latency_margin == b.latency_margin;
+    note("failback.latency_margin", true, same);
     note("failback.lag_tolerance", true, a.lag_tolerance == b.lag_tolerance);
 
     let (a, b) = (&old.hold, &new.hold);

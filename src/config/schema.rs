@@ -27,26 +27,39 @@ pub(super) enum Kind {
     NewFile,
     /// One listening address or a list of them.
     Binds,
+    /// One `announced=reachable` pair of addresses or a list of them.
+    AddressPairs,
     /// One `ip:port`.
     Address,
     /// `redis://…`; errors never quote it whole.
     Url,
+    /// `https://HOST:PORT`, likewise.
+    HttpUrl,
     /// "250ms"; in milliseconds from, to.
     Duration(u64, u64),
     /// "64MiB"; in bytes from, to.
     Size(u64, u64),
     /// A whole number from, to.
     Count(u64, u64),
+    /// A list of growing percentages that ends with 100; in the environment "10,50,100".
+    Steps,
+    /// A whole number from, to, or "auto".
+    AutoOr(u64, u64),
     /// true or false.
     Switch,
     /// One of these words.
     OneOf(&'static [&'static str]),
     /// A tracing filter.
     Filter,
-    /// One of these words, of which those of the second list belong to a part that is not built yet.
-    OneOfSome(&'static [&'static str], &'static [&'static str]),
     /// The key, and all below it, belongs to a part that is not built yet.
     NotBuilt,
+}
+
+impl Kind {
+    /// Whether several values can be given, in a list.
+    pub(super) fn is_list(self) -> bool {
+        matches!(self, Kind::Binds | Kind::AddressPairs)
+    }
 }
 
 const MINUTE: u64 = 60_000;
@@ -89,17 +102,30 @@ pub(super) const KEYS: &[Key] = &[
     bare("replica.password_file", Kind::File),
     key(
         "replica.topology",
-        Kind::OneOfSome(&["auto", "single"], &["cluster"]),
+        Kind::OneOf(&["auto", "single", "cluster"]),
         "auto",
     ),
+    bare("replica.address_map", Kind::AddressPairs),
+    key("replica.shards", Kind::Count(0, 16_384), "0"),
     bare("replica.tls.ca", Kind::File),
     bare("replica.tls.cert", Kind::File),
     bare("replica.tls.key", Kind::File),
     bare("replica.tls.server_name", Kind::Text),
     key("replica.tls.insecure_skip_verify", Kind::Switch, "false"),
-    bare("replica.rest", Kind::NotBuilt),
+    bare("replica.rest.url", Kind::HttpUrl),
+    bare("replica.rest.username", Kind::Text),
+    bare("replica.rest.password_file", Kind::File),
+    key("replica.rest.bdb", Kind::AutoOr(1, u32::MAX as u64), "auto"),
+    key("replica.rest.local", Kind::Switch, "false"),
+    key("replica.rest.lag_tolerance", Kind::Duration(1, HOUR), "100ms"),
+    key("replica.rest.interval", Kind::Duration(1000, 10 * MINUTE), "5s"),
+    bare("replica.rest.ca", Kind::File),
+    bare("replica.rest.server_name", Kind::Text),
+    key("replica.rest.insecure_skip_verify", Kind::Switch, "false"),
+    key("cluster.split", Kind::Switch, "true"),
     key("upstream.mode", Kind::OneOf(&["shared", "dedicated"]), "shared"),
     key("upstream.shared_links", Kind::Count(1, 64), "1"),
+    key("upstream.reads", Kind::OneOf(&["active", "nearest"]), "active"),
     key(
         "detection.profile",
         Kind::OneOf(&["fast", "balanced", "patient"]),
@@ -120,15 +146,18 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key("failover.dwell", Kind::Duration(0, 24 * HOUR), "10s"),
     key("failover.on_isolated", Kind::OneOf(&["stay", "leave"]), "stay"),
+    key("failover.on_slow", Kind::OneOf(&["stay", "leave"]), "stay"),
     key(
         "failback.mode",
-        Kind::OneOfSome(&["immediate", "manual"], &["staged"]),
-        "immediate",
+        Kind::OneOf(&["staged", "immediate", "manual"]),
+        "staged",
     ),
     key("failback.grace", Kind::Duration(0, 24 * HOUR), "60s"),
-    bare("failback.read_steps", Kind::NotBuilt),
-    bare("failback.soak", Kind::NotBuilt),
+    key("failback.read_steps", Kind::Steps, "10,50,100"),
+    key("failback.soak", Kind::Duration(0, 24 * HOUR), "30s"),
+    key("failback.read_your_writes", Kind::Switch, "true"),
     key("failback.lag_tolerance", Kind::Duration(1, HOUR), "500ms"),
+    key("failback.latency_margin", Kind::Duration(1, MINUTE), "100ms"),
     key("hold.timeout", Kind::Duration(0, 10 * MINUTE), "2s"),
     key("hold.max_commands", Kind::Count(1, 10_000_000), "10000"),
     key("hold.max_bytes", Kind::Size(1024, 1024 * GIB), "64MiB"),
@@ -191,13 +220,16 @@ pub(super) fn names_in(path: &str) -> Vec<&'static str> {
     names
 }
 
-/// The sections other than `path` in which `name` is a key.
+/// The sections other than `path` in which `name` is a key, those at the top first.
 pub(super) fn sections_with(name: &str, path: &str) -> Vec<&'static str> {
-    KEYS.iter()
+    let mut sections: Vec<&'static str> = KEYS
+        .iter()
         .filter_map(|key| key.path.rsplit_once('.'))
         .filter(|(section, last)| *last == name && *section != path)
         .map(|(section, _)| section)
-        .collect()
+        .collect();
+    sections.sort_by_key(|section| section.matches('.').count());
+    sections
 }
 
 fn is_below(key: &str, section: &str) -> bool {

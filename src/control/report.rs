@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::view::{Names, switch_status};
-use crate::decision::{Event, Fitness, Health, RouteOrder, SwitchReason};
+use crate::decision::{Event, FailbackStep, Fitness, Health, RestState, RouteOrder, SwitchReason};
 use crate::replica::{Layout, ReplicaId, slot_words};
 
 /// How loud an event is in the log.
@@ -80,6 +80,22 @@ pub(super) fn event(event: &Event, names: &Names, at: u64) -> Report {
                 "why": why,
             }),
         },
+        Event::Rest {
+            replica,
+            from,
+            to,
+            why,
+        } => {
+            let was = from.map_or(String::new(), |from| format!(", was {from}"));
+            Report {
+                kind: "rest",
+                severity: warn_if(*to != RestState::Available),
+                message: format!("REST check of {}: {to}{was}: {why}", names.of(*replica)),
+                details: json!({
+                    "replica": names.of(*replica), "from": from.map(RestState::word), "to": to.word(), "why": why,
+                }),
+            }
+        }
         Event::Switched(switched) => {
             let planned = matches!(
                 switched.reason,
@@ -108,11 +124,11 @@ pub(super) fn event(event: &Event, names: &Names, at: u64) -> Report {
             message: format!("move from {} to {} {what}", names.of(*from), names.of(*to)),
             details: json!({ "from": names.of(*from), "to": names.of(*to), "what": what }),
         },
-        Event::Failback { to, what } => Report {
+        Event::Failback { to, step, what } => Report {
             kind: "failback",
-            severity: Severity::Info,
+            severity: warn_if(matches!(step, FailbackStep::RolledBack | FailbackStep::CalledOff)),
             message: format!("failback to {}: {what}", names.of(*to)),
-            details: json!({ "to": names.of(*to), "what": what }),
+            details: json!({ "to": names.of(*to), "step": step.word(), "what": what }),
         },
         Event::Tilt { on, why } => Report {
             kind: "tilt",
@@ -300,6 +316,34 @@ mod tests {
             many.message
         );
         assert!(many.message.ends_with("; and 4 more"), "{}", many.message);
+    }
+
+    #[test]
+    fn a_rest_check_says_what_it_was_before_if_anything() {
+        let rest = |from, to| Event::Rest {
+            replica: ReplicaId(1),
+            from,
+            to,
+            why: "503 no_quorum".to_owned(),
+        };
+        let first = event(&rest(None, RestState::Available), &names(), 1);
+        assert_eq!(first.message, "REST check of remote: available: 503 no_quorum");
+        assert_eq!((first.kind, first.severity), ("rest", Severity::Info));
+        assert_eq!(first.details["from"], Value::Null);
+        let then = event(
+            &rest(Some(RestState::Available), RestState::Unavailable),
+            &names(),
+            1,
+        );
+        assert_eq!(
+            then.message,
+            "REST check of remote: unavailable, was available: 503 no_quorum"
+        );
+        assert_eq!(then.severity, Severity::Warn);
+        assert_eq!(
+            then.details,
+            json!({"replica": "remote", "from": "available", "to": "unavailable", "why": "503 no_quorum"})
+        );
     }
 
     #[test]

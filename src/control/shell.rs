@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::drain::Drain;
+use super::follow::Follow;
 use super::report::{self, Report, Severity};
 use super::status::{EventRecord, Status};
 use super::view::{self, Anchor, Names};
@@ -100,6 +101,7 @@ impl Sources {
 /// Where the engine's outputs go.
 pub(super) struct Sinks {
     pub(super) routes: watch::Sender<Option<Route>>,
+    pub(super) follow: Follow,
     pub(super) publish_fence: PublishFence,
     pub(super) metrics: Arc<Metrics>,
     pub(super) status: watch::Sender<Arc<Status>>,
@@ -200,6 +202,7 @@ impl Control {
             Wake::Stop | Wake::Due => {}
             Wake::Input(input) => {
                 self.count(&input);
+                self.sinks.follow.observe(&input);
                 self.engine.observe(input, now);
             }
             Wake::Feedback(Feedback::Drained { worker, epoch }) => {
@@ -209,7 +212,9 @@ impl Control {
             }
             Wake::Feedback(Feedback::Link { replica, seen }) => {
                 let seen = passive(seen);
-                self.engine.observe(Input::Passive { replica, seen }, now);
+                let input = Input::Passive { replica, seen };
+                self.sinks.follow.observe(&input);
+                self.engine.observe(input, now);
             }
             Wake::Ask(Ask { request, answer }) => {
                 self.asks.newest += 1;
@@ -276,6 +281,7 @@ impl Control {
         let epoch = Epoch(order.epoch);
         // Before the route is out, so that no report of it can come too early.
         self.drain.published(epoch, order.holding);
+        self.sinks.follow.route(order);
         self.sinks.routes.send_replace(Some(Route {
             epoch,
             write: order.write,
@@ -285,7 +291,10 @@ impl Control {
             abandon_others: order.abandon_others,
         }));
         self.sinks.metrics.control.active(order.write);
-        self.sinks.metrics.control.route(order.epoch, order.holding);
+        self.sinks
+            .metrics
+            .control
+            .route(order.epoch, &order.read, order.holding);
         let report = report::route(order, &self.names);
         self.tell(report, now);
     }
@@ -396,6 +405,7 @@ impl Control {
                 Ok(took) => metrics.probe(*replica, *kind, *took),
                 Err(_) => metrics.probe_failed(*replica, *kind),
             },
+            Input::Rest { replica, outcome } => metrics.rest_check(*replica, outcome.state()),
             Input::Subscribed { .. }
             | Input::Layout(_)
             | Input::Passive { .. }
@@ -411,9 +421,11 @@ impl Control {
             Event::Health { replica, to, .. } => metrics.health(*replica, *to),
             Event::Fitness { replica, to, .. } => metrics.fitness(*replica, *to),
             Event::Switched(switched) => metrics.switched(switched),
+            Event::Rest { replica, to, .. } => metrics.rest(*replica, *to),
             Event::Tilt { on, .. } => metrics.tilt(*on),
+            Event::Failback { step, .. } => metrics.failback(*step),
             // Links are counted as a whole, with the next snapshot.
-            Event::Link { .. } | Event::Move { .. } | Event::Failback { .. } | Event::Pinned { .. } => {}
+            Event::Link { .. } | Event::Move { .. } | Event::Pinned { .. } => {}
         }
     }
 }

@@ -42,10 +42,24 @@ pub struct ReplicaStatus {
     pub since: u64,
     /// Round-trip time of the newest answered PING.
     pub rtt_ms: Option<f64>,
+    /// What its cluster's REST API says; absent when it is not asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rest: Option<RestStatus>,
     /// By shard.
     pub shards: Vec<ShardStatus>,
     /// Its outbound links, its own echo among them.
     pub links: Vec<LinkStatus>,
+}
+
+/// The REST check in [`ReplicaStatus`].
+#[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
+pub struct RestStatus {
+    /// A word of `decision::RestState`.
+    pub state: String,
+    /// Why, in words.
+    pub words: String,
+    /// When the cluster was last asked; `null` before the first time.
+    pub at: Option<u64>,
 }
 
 /// One shard in [`ReplicaStatus`].
@@ -116,7 +130,7 @@ pub struct EventRecord {
     pub id: u64,
     /// When.
     pub at: u64,
-    /// `health`, `fitness`, `link`, `layout`, `switch`, `move`, `failback`, `tilt`, `pin`, `route`.
+    /// `health`, `fitness`, `link`, `layout`, `rest`, `switch`, `move`, `failback`, `tilt`, `pin`, `route`.
     pub kind: String,
     /// One sentence for people.
     pub message: String,

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use super::status::{EventRecord, Status};
 use super::*;
-use crate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, ProbeKind};
-use crate::replica::{Address, CellId, Endpoint, Layout, Replica, ShardId};
+use crate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, OnSlow, ProbeKind, ReadsTo};
+use crate::replica::{Address, CellId, Endpoint, Layout, Replica, ShardId, Topology};
 use crate::route::{Epoch, LinkEvidence};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -31,6 +31,12 @@ fn policy() -> Policy {
         failback: FailbackMode::Manual,
         grace: Duration::from_secs(5),
         lag_tolerance: Duration::from_millis(100),
+        on_slow: OnSlow::Stay,
+        reads: ReadsTo::Active,
+        read_your_writes: true,
+        read_steps: vec![10, 50, 100],
+        soak: Duration::from_secs(3),
+        latency_margin: Duration::from_millis(100),
         tilt_after: Duration::from_secs(1),
     }
 }
@@ -40,6 +46,7 @@ fn replica(id: ReplicaId, name: &str) -> Replica {
         id,
         name: name.into(),
         weight: 100 - u32::from(id.0),
+        topology: Topology::default(),
         endpoint: Arc::new(Endpoint {
             address: Address::Tcp {
                 host: "127.0.0.1".to_owned(),
@@ -48,6 +55,7 @@ fn replica(id: ReplicaId, name: &str) -> Replica {
             tls: None,
             credentials: None,
         }),
+        rest: None,
     }
 }
 
@@ -75,6 +83,7 @@ impl World {
                 id: replica.id,
                 name: Arc::clone(&replica.name),
                 weight: replica.weight,
+                rest: None,
             })
             .collect();
         let (inputs, from_monitor) = mpsc::channel(64);
@@ -98,6 +107,7 @@ impl World {
             layouts: known,
             policies: new_policies,
             routes: to_workers,
+            progress: watch::channel(None).0,
             publish_fence: Box::new(move |id, on| published.lock().unwrap().push((id, on))),
             metrics: Arc::clone(&metrics),
             shutdown: stopping,

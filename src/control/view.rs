@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::status::{LinkStatus, ReplicaStatus, ShardStatus, Status, SwitchStatus};
+use super::status::{LinkStatus, ReplicaStatus, RestStatus, ShardStatus, Status, SwitchStatus};
 use crate::decision::{ReplicaView, Snapshot, Switched};
 use crate::replica::{Layout, ReplicaId, slot_words};
 
@@ -104,6 +104,11 @@ fn replica_status(
         reason: view.reason.clone(),
         since: anchor.ms(view.since),
         rtt_ms: view.rtt.map(millis),
+        rest: view.rest.as_ref().map(|rest| RestStatus {
+            state: rest.state.word().to_owned(),
+            words: rest.words.clone(),
+            at: rest.at.map(|at| anchor.ms(at)),
+        }),
         shards: view
             .shards
             .iter()

@@ -11,13 +11,15 @@
 //! | alive on the data plane | liveness only |
 //! | refused | hard: a few in a row are enough |
 //! | broken, timeouts, rejected on the data plane | soft: only together, and only with silence |
+//! | error answers to applications | only together: suspect; refused writes make one failed write probe enough |
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::event::{PassiveEvidence, ProbeFailure};
 use super::moment::Moment;
-use super::windows::{WRITES_IN_A_ROW, Windows};
+use super::rtt::RoundTrips;
+use super::windows::{SOFT_TOGETHER, WRITES_IN_A_ROW, Windows};
 use crate::replica::{CellId, ShardId};
 
 /// Soft evidence kept per replica; a window never needs more.
@@ -43,6 +45,12 @@ pub(super) struct Evidence {
     /// When the engine began to watch.
     pub(super) born: Moment,
     soft: VecDeque<(Moment, PassiveEvidence)>,
+    /// Error answers to applications that tell of the replica's state.
+    refusals: VecDeque<(Moment, PassiveEvidence)>,
+    /// Of PINGs and writes.
+    pub(super) round_trips: RoundTrips,
+    /// Far slower than it uses to be, while another replica is not.
+    pub(super) slow: bool,
 }
 
 /// The PING probes of one shard.
@@ -123,6 +131,9 @@ impl Evidence {
             subscribed: None,
             born: now,
             soft: VecDeque::new(),
+            refusals: VecDeque::new(),
+            round_trips: RoundTrips::default(),
+            slow: false,
         }
     }
 
@@ -185,6 +196,9 @@ impl Evidence {
                 ping.failures = 0;
                 ping.forget_rejections();
                 ping.refused = 0;
+                if !tilt {
+                    self.round_trips.take(*rtt);
+                }
                 self.well(now);
             }
             Err(ProbeFailure::Timeout) if tilt => {}
@@ -210,15 +224,21 @@ impl Evidence {
         &mut self,
         shard: usize,
         outcome: &Result<Duration, ProbeFailure>,
+        windows: &Windows,
         now: Moment,
         tilt: bool,
     ) {
+        let refusals = self.refusals(PassiveEvidence::Unwritable, windows.silence, now);
+        let together = refusals >= SOFT_TOGETHER;
         let Some(writes) = self.writes.get_mut(shard) else {
             return;
         };
         writes.ended = Some(now);
         match outcome {
-            Ok(_) => {
+            Ok(rtt) => {
+                if !tilt {
+                    self.round_trips.take(*rtt);
+                }
                 writes.ok = Some(now);
                 writes.failures = 0;
                 writes.oks = writes.oks.saturating_add(1);
@@ -232,7 +252,13 @@ impl Evidence {
             }
             Err(ProbeFailure::Timeout) if tilt => {}
             Err(ProbeFailure::Timeout) => writes.fail(true, "no answer"),
-            Err(ProbeFailure::Rejected(word)) => writes.fail(false, word),
+            Err(ProbeFailure::Rejected(word)) => {
+                writes.fail(false, word);
+                if together {
+                    // Applications are refused as well: this one is no accident.
+                    writes.writable = Some(false);
+                }
+            }
             Err(ProbeFailure::Refused) => {
                 self.failed_since = true;
                 self.endpoint(shard).refuse();
@@ -287,10 +313,22 @@ impl Evidence {
             PassiveEvidence::ConnectTimeout
             | PassiveEvidence::ResponseTimeout
             | PassiveEvidence::Broken
-            | PassiveEvidence::Rejected
-            | PassiveEvidence::Unready
-            | PassiveEvidence::Unwritable => self.soften(seen, now),
+            | PassiveEvidence::Rejected => self.soften(seen, now),
+            PassiveEvidence::Unready | PassiveEvidence::Unwritable => {
+                if self.refusals.len() == SOFT_KEPT {
+                    self.refusals.pop_front();
+                }
+                self.refusals.push_back((now, seen));
+            }
         }
+    }
+
+    /// Error answers of one kind that applications had within `window`.
+    pub(super) fn refusals(&self, kind: PassiveEvidence, window: Duration, now: Moment) -> usize {
+        self.refusals
+            .iter()
+            .filter(|(at, seen)| *seen == kind && now.since(*at) < window)
+            .count()
     }
 
     fn soften(&mut self, seen: PassiveEvidence, now: Moment) {

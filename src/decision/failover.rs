@@ -20,7 +20,7 @@ use super::event::{Fitness, Health, SwitchReason};
 use super::evidence::Writes;
 use super::health::{Cause, Secs};
 use super::moment::Moment;
-use super::policy::OnIsolated;
+use super::policy::{OnIsolated, OnSlow};
 use super::select::Class;
 use crate::replica::ReplicaId;
 
@@ -256,6 +256,12 @@ impl Engine {
                     abandon: false,
                 })
             }
+            _ if state.evidence.slow && self.policy.on_slow == OnSlow::Leave => Some(Trouble {
+                reason: SwitchReason::Slow,
+                why: state.standing.finding.to_string(),
+                since: now,
+                abandon: false,
+            }),
             _ => None,
         }
     }

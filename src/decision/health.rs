@@ -18,7 +18,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::event::{Health, SwitchReason};
+use super::event::{Health, PassiveEvidence, SwitchReason};
 use super::evidence::{Evidence, Ping};
 use super::links::Links;
 use super::moment::Moment;
@@ -89,6 +89,15 @@ pub(super) enum Finding {
         pieces: usize,
         window: Duration,
     },
+    Refusals {
+        pieces: usize,
+        writes: bool,
+        window: Duration,
+    },
+    Slow {
+        now: Duration,
+        usual: Duration,
+    },
 }
 
 impl fmt::Display for Finding {
@@ -153,6 +162,23 @@ impl fmt::Display for Finding {
                 "{pieces} connections broken, timed out or rejected within {}",
                 Secs(*window)
             ),
+            Finding::Refusals {
+                pieces,
+                writes,
+                window,
+            } => write!(
+                f,
+                "applications were answered that it {}, {pieces} times within {}",
+                if *writes {
+                    "takes no writes"
+                } else {
+                    "cannot serve"
+                },
+                Secs(*window)
+            ),
+            Finding::Slow { now, usual } => {
+                write!(f, "answers after {} where {} is usual", Secs(*now), Secs(*usual))
+            }
         }
     }
 }
@@ -278,6 +304,27 @@ fn within_windows(
         let finding = Finding::Soft {
             pieces: unanswered.max(repeated),
             window: windows.silence,
+        };
+        return Judgement::new(Level::Against, finding);
+    }
+    for (kind, writes) in [
+        (PassiveEvidence::Unready, false),
+        (PassiveEvidence::Unwritable, true),
+    ] {
+        let pieces = evidence.refusals(kind, windows.silence, now);
+        if pieces >= SOFT_TOGETHER {
+            let finding = Finding::Refusals {
+                pieces,
+                writes,
+                window: windows.silence,
+            };
+            return Judgement::new(Level::Against, finding);
+        }
+    }
+    if evidence.slow {
+        let finding = Finding::Slow {
+            now: evidence.round_trips.now().unwrap_or_default(),
+            usual: evidence.round_trips.usual().unwrap_or_default(),
         };
         return Judgement::new(Level::Against, finding);
     }

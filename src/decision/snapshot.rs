@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::event::{Fitness, Health, Switched};
+use super::event::{Fitness, Health, RestState, Switched};
 use crate::replica::{CellId, ReplicaId, ShardId};
 
 /// The whole of the engine's view at one moment.
@@ -41,10 +41,23 @@ pub struct ReplicaView {
     pub since: Instant,
     /// Round-trip time of the newest PING that was answered.
     pub rtt: Option<Duration>,
+    /// What its cluster's REST API says; `None`: it is not asked.
+    pub rest: Option<RestView>,
     /// By shard.
     pub shards: Vec<ShardView>,
     /// Its outbound links, its own echo among them.
     pub links: Vec<LinkView>,
+}
+
+/// What the REST API of a replica's cluster says of it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct RestView {
+    /// Available or not, when there is a fresh answer.
+    pub state: RestState,
+    /// Why, in words.
+    pub words: String,
+    /// When it was last asked; `None`: not yet.
+    pub at: Option<Instant>,
 }
 
 /// One shard of a replica.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::replica::{CellId, ReplicaId};
 
+mod rest;
 mod world;
 
 use world::World;
@@ -30,6 +31,12 @@ fn policy() -> Policy {
         failback: FailbackMode::Immediate,
         grace: MS * 3000,
         lag_tolerance: MS * 200,
+        on_slow: OnSlow::Stay,
+        reads: ReadsTo::Active,
+        read_your_writes: true,
+        read_steps: vec![10, 50, 100],
+        soak: Duration::from_secs(3),
+        latency_margin: Duration::from_millis(100),
         tilt_after: MS * 500,
     }
 }

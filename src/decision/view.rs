@@ -65,6 +65,7 @@ impl Engine {
             reason,
             since: state.standing.since.real,
             rtt: state.evidence.rtt(),
+            rest: self.rest_view(id, now),
             shards: shards.collect(),
             links: links.collect(),
         }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    core::Collector,
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, core::Collector,
 };
 
-use crate::decision::{Fitness, Health, ProbeKind, SwitchReason, Switched};
-use crate::replica::{ReplicaId, ShardId};
+use crate::decision::{FailbackStep, Fitness, Health, ProbeKind, RestState, SwitchReason, Switched};
+use crate::replica::{Replica, ReplicaId, ShardId};
 
 /// Replication lag, from one data centre to across the world and into trouble.
 const LAG: &[f64] = &[
@@ -37,6 +37,8 @@ const NOWHERE: &str = "none";
 pub struct ControlMetrics {
     names: Vec<Arc<str>>,
     active: IntGaugeVec,
+    read_share: GaugeVec,
+    failback_steps: IntCounterVec,
     pinned: IntGaugeVec,
     health: IntGaugeVec,
     fitness: IntGaugeVec,
@@ -47,6 +49,8 @@ pub struct ControlMetrics {
     replication_lag: HistogramVec,
     probe_duration: HistogramVec,
     probe_failures: IntCounterVec,
+    rest_available: IntGaugeVec,
+    rest_checks: IntCounterVec,
     switches: IntCounterVec,
     switch_duration: Histogram,
     fence_duration: Histogram,
@@ -61,7 +65,7 @@ pub struct ControlMetrics {
 impl ControlMetrics {
     /// Registers everything in `registry`, with all label values that are known now at zero.
     pub(super) fn new(
-        names: Vec<Arc<str>>,
+        replicas: &[Replica],
         registry: &Registry,
     ) -> Result<ControlMetrics, prometheus::Error> {
         let r = registry;
@@ -71,6 +75,22 @@ impl ControlMetrics {
                 "active",
                 "1 for the replica that takes the writes.",
                 &["replica"],
+            )?,
+            read_share: registered(
+                r,
+                GaugeVec::new(
+                    opts(
+                        "read_share",
+                        "Share of the sessions, 0 to 1, whose reads go to a replica.",
+                    ),
+                    &["replica"],
+                )?,
+            )?,
+            failback_steps: counters(
+                r,
+                "failback_steps_total",
+                "What failbacks came to: grace, reset, reads, rolled_back, writes, called_off, suspended.",
+                &["step"],
             )?,
             pinned: gauges(
                 r,
@@ -134,6 +154,18 @@ impl ControlMetrics {
                 "Probes that were refused, broken, out of time or answered with an error.",
                 &["replica", "probe"],
             )?,
+            rest_available: gauges(
+                r,
+                "rest_available",
+                "1 while the REST API of the replica's cluster says that it is available; only for replicas with that check.",
+                &["replica"],
+            )?,
+            rest_checks: counters(
+                r,
+                "rest_checks_total",
+                "Times that the REST API of the replica's cluster was asked, by what came of it.",
+                &["replica", "result"],
+            )?,
             switches: counters(
                 r,
                 "switches_total",
@@ -186,15 +218,25 @@ impl ControlMetrics {
                 "Reloads of the configuration, by what became of them: applied or refused.",
                 &["result"],
             )?,
-            names,
+            names: replicas.iter().map(|replica| replica.name.clone()).collect(),
         };
         metrics.start_at_zero();
+        for replica in replicas.iter().filter(|replica| replica.rest.is_some()) {
+            metrics.rest_available.with_label_values(&[&*replica.name]);
+            for result in RestState::ALL {
+                let labels = [&*replica.name, result.word()];
+                metrics.rest_checks.with_label_values(&labels);
+            }
+        }
         Ok(metrics)
     }
 
     fn start_at_zero(&self) {
         let shard = ShardId::ONLY.to_string();
         let startup = SwitchReason::Startup.word();
+        for step in FailbackStep::ALL {
+            self.failback_steps.with_label_values(&[step.word()]);
+        }
         for applied in [true, false] {
             self.config_reloads.with_label_values(&[reload_word(applied)]);
         }
@@ -202,6 +244,7 @@ impl ControlMetrics {
             let to = to.as_ref();
             self.active.with_label_values(&[to]);
             self.pinned.with_label_values(&[to]);
+            self.read_share.with_label_values(&[to]);
             self.heartbeats_sent.with_label_values(&[to]);
             self.shards.with_label_values(&[to]);
             self.switches.with_label_values(&[NOWHERE, to, startup]);
@@ -239,6 +282,11 @@ impl ControlMetrics {
             self.names.iter().map(AsRef::as_ref),
             self.name(replica),
         );
+    }
+
+    /// A failback has come to this.
+    pub fn failback(&self, step: FailbackStep) {
+        self.failback_steps.with_label_values(&[step.word()]).inc();
     }
 
     /// `replica` is pinned now; `None`: no replica is.
@@ -316,6 +364,20 @@ impl ControlMetrics {
             .inc();
     }
 
+    /// A REST check gave `result`.
+    pub fn rest_check(&self, replica: ReplicaId, result: RestState) {
+        self.rest_checks
+            .with_label_values(&[self.name(replica), result.word()])
+            .inc();
+    }
+
+    /// What the REST check of `replica` says now.
+    pub fn rest(&self, replica: ReplicaId, state: RestState) {
+        self.rest_available
+            .with_label_values(&[self.name(replica)])
+            .set(i64::from(state == RestState::Available));
+    }
+
     /// The active replica changed: counts the switch, and its durations where they mean something.
     pub fn switched(&self, switched: &Switched) {
         let from = switched.from.map_or(NOWHERE, |from| self.name(from));
@@ -349,7 +411,14 @@ impl ControlMetrics {
     }
 
     /// The newest route.
-    pub fn route(&self, epoch: u64, holding: bool) {
+    pub fn route(&self, epoch: u64, read: &[(ReplicaId, u8)], holding: bool) {
+        for (index, name) in self.names.iter().enumerate() {
+            let share = read.iter().find(|(replica, _)| replica.index() == index);
+            let percent = share.map_or(0, |(_, percent)| *percent);
+            self.read_share
+                .with_label_values(&[name.as_ref()])
+                .set(f64::from(percent) / 100.0);
+        }
         self.epoch.set(i64::try_from(epoch).unwrap_or(i64::MAX));
         self.holding.set(i64::from(holding));
     }

@@ -2,10 +2,11 @@
 
 use bytes::Bytes;
 
-use super::command::{Expect, ReplyMode, ScriptUse, Tx};
+use super::command::{Command, Expect, ReplyMode, ScriptUse, Tx};
 use super::intent::{Change, Login, Password};
+use super::pipeline::Seq;
 use crate::metrics::Class;
-use crate::resp::command::{CommandInfo, Kind, is_blocking, lookup, lookup_sub};
+use crate::resp::command::{CommandInfo, Flags, Kind, is_blocking, lookup, lookup_sub};
 use crate::resp::{self, Request, RequestScanner, Scan};
 
 /// What a request is, before it has a slot.
@@ -15,6 +16,8 @@ pub(crate) struct Classified {
     pub expect: Expect,
     /// May be sent twice.
     pub read: bool,
+    /// Only reads data, and leaves no trace: another replica than the one that takes the writes may be asked.
+    pub strays: bool,
     /// Needs a link of the session's own.
     pub own: bool,
     /// Leaves behind on the connection what Pulsegate does not know how to undo.
@@ -48,6 +51,7 @@ pub(crate) fn classify(frame: &[u8], request: &Request) -> Classified {
     let mut c = Classified {
         expect: Expect::Reply,
         read: false,
+        strays: false,
         own: false,
         taints: false,
         script: None,
@@ -82,9 +86,16 @@ pub(crate) fn classify(frame: &[u8], request: &Request) -> Classified {
     if info.kind != Kind::Plain {
         special(&mut c, info, frame, request);
     } else if c.read {
-        c.class = Class::Read;
+        (c.class, c.strays) = (Class::Read, strays(info));
     }
     c
+}
+
+/// Whether a command without effect on its session may be asked of another replica than the one that takes the writes: it
+/// reads data, and not what a server says of itself; and its reply means the same on every replica, as a cursor does not.
+fn strays(info: &CommandInfo) -> bool {
+    info.flags.contains(Flags::READONLY)
+        && !(info.flags.contains(Flags::NONDETERMINISTIC_OUTPUT) && info.name.ends_with("scan"))
 }
 
 fn has_arity(info: &CommandInfo, args: u32) -> bool {
@@ -165,6 +176,7 @@ fn special(c: &mut Classified, info: &CommandInfo, frame: &[u8], request: &Reque
             if c.own {
                 c.expect = Expect::Blocking;
             }
+            c.strays = !c.own && c.read && strays(info);
             // They speak of the writes of their own connection.
             c.taints = matches!(info.name, "wait" | "waitaof");
         }
@@ -203,11 +215,19 @@ fn script(info: &CommandInfo, sub: &[u8]) -> Option<ScriptUse> {
     }
 }
 
-/// Whether the request in `frame` (multibulk) may be sent twice.
-pub(crate) fn is_read(frame: &[u8]) -> bool {
+/// The plain command in `frame` (multibulk), of which nothing but its place was kept.
+pub(crate) fn again(seq: Seq, frame: &[u8]) -> Command {
     match RequestScanner::new().scan(frame) {
-        Ok(Scan::Complete(request)) => classify(frame, &request).read,
-        _ => false,
+        Ok(Scan::Complete(request)) => {
+            let c = classify(frame, &request);
+            Command {
+                class: c.class,
+                strays: c.strays,
+                script: c.script,
+                ..Command::plain(seq, c.read)
+            }
+        }
+        _ => Command::plain(seq, false),
     }
 }
 
@@ -286,6 +306,34 @@ mod tests {
         assert!(!classified(&["set", "k", "v"]).read);
         assert!(!classified(&["nosuchcommand", "k"]).read);
         assert!(!classified(&["client", "kill", "id", "1"]).read);
+    }
+
+    #[test]
+    fn only_what_reads_data_and_nothing_else_may_be_asked_elsewhere() {
+        for words in [
+            &["GET", "k"][..],
+            &["DBSIZE"],
+            &["TTL", "k"],
+            &["XREAD", "STREAMS", "s", "0"],
+        ] {
+            assert!(classified(words).strays, "{words:?}");
+        }
+        for words in [
+            &["SET", "k", "v"][..],
+            &["GETEX", "k"],
+            &["INFO"],
+            &["PING"],
+            &["PUBSUB", "CHANNELS"],
+            &["SCAN", "0"],
+            &["HSCAN", "k", "0"],
+            &["EVAL_RO", "return 1", "0"],
+            &["FCALL_RO", "f", "0"],
+            &["XREAD", "BLOCK", "0", "STREAMS", "s", "0"],
+            &["GET"],
+            &["nosuchcommand"],
+        ] {
+            assert!(!classified(words).strays, "{words:?}");
+        }
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub(crate) struct Command {
     pub expect: Expect,
     /// May be sent again: the command table says that it only reads.
     pub read: bool,
+    /// Only reads data, and leaves no trace: another replica than the one that takes the writes may be asked.
+    pub strays: bool,
     /// Needs a link of the session's own.
     pub own: bool,
     /// And keeps the session on it until it is answered.
@@ -36,6 +38,7 @@ impl Command {
             seq,
             expect: Expect::Reply,
             read,
+            strays: false,
             own: false,
             pins: false,
             class: if read { Class::Read } else { Class::Write },

@@ -481,7 +481,7 @@ impl Lost {
                 } else if let Some(session) = &entry.session {
                     let command = special
                         .take()
-                        .map_or_else(|| Command::plain(seq, classify::is_read(&frame)), |c| *c);
+                        .map_or_else(|| classify::again(seq, &frame), |c| *c);
                     self.of(Rc::clone(session)).push(Given { command, frame, sent });
                 }
                 seq = seq.plus(1);

@@ -19,6 +19,11 @@ impl Seq {
     pub fn plus(self, n: u32) -> Seq {
         Seq(self.0.wrapping_add(n))
     }
+
+    /// The position before it.
+    pub fn previous(self) -> Seq {
+        Seq(self.0.wrapping_sub(1))
+    }
 }
 
 /// The unanswered commands of one session.
@@ -32,11 +37,11 @@ pub struct Pipeline {
     kept: Option<Box<Kept>>,
 }
 
-/// Replies out of turn. Keys are distances from `base`, so that the wrap of positions does not disturb their order.
+/// Replies out of turn, in runs. Keys are distances from `base`, so that the wrap of positions does not disturb their order.
 #[derive(Debug)]
 struct Kept {
     base: u32,
-    replies: BTreeMap<u32, Bytes>,
+    runs: BTreeMap<u32, (u32, Bytes)>,
 }
 
 /// What to do with a reply that has just arrived.
@@ -72,29 +77,39 @@ impl Pipeline {
         }
     }
 
-    /// Keeps a reply that overtook an earlier one.
-    pub fn keep(&mut self, seq: Seq, reply: Bytes) {
+    /// Keeps the replies to `seq` and the `n - 1` commands after it, which overtook an earlier one.
+    pub fn keep(&mut self, seq: Seq, n: u32, replies: Bytes) {
         let head = self.head;
         let kept = self.kept.get_or_insert_with(|| {
             Box::new(Kept {
                 base: head,
-                replies: BTreeMap::new(),
+                runs: BTreeMap::new(),
             })
         });
-        let before = kept.replies.insert(seq.0.wrapping_sub(kept.base), reply);
+        let before = kept.runs.insert(seq.0.wrapping_sub(kept.base), (n, replies));
         debug_assert!(before.is_none(), "a place is filled once");
     }
 
-    /// The next kept reply whose turn has come.
+    /// The next kept replies whose turn has come.
     pub fn pop_ready(&mut self) -> Option<Bytes> {
         let kept = self.kept.as_mut()?;
-        let reply = kept.replies.remove(&self.head.wrapping_sub(kept.base))?;
-        if kept.replies.is_empty() {
+        let (n, replies) = kept.runs.remove(&self.head.wrapping_sub(kept.base))?;
+        if kept.runs.is_empty() {
             self.kept = None;
         }
-        self.head = self.head.wrapping_add(1);
-        self.len = self.len.saturating_sub(1);
-        Some(reply)
+        self.head = self.head.wrapping_add(n);
+        self.len = self.len.saturating_sub(n);
+        Some(replies)
+    }
+
+    /// How many unanswered or kept commands are before `seq`, which is not answered.
+    pub fn before(&self, seq: Seq) -> u32 {
+        seq.0.wrapping_sub(self.head)
+    }
+
+    /// Whether `seq`, which was pushed, and all before it are answered.
+    pub fn is_answered(&self, seq: Seq) -> bool {
+        self.before(seq) >= self.len
     }
 
     /// Whether `seq` is the oldest unanswered command.
@@ -134,7 +149,7 @@ mod tests {
                         out.push(usize::from(bytes[0]));
                     }
                 }
-                Turn::Later => pipeline.keep(seqs[i], Bytes::from(vec![i as u8])),
+                Turn::Later => pipeline.keep(seqs[i], 1, Bytes::from(vec![i as u8])),
             }
         }
         assert!(pipeline.is_empty());
@@ -159,5 +174,20 @@ mod tests {
         assert!(pipeline.is_head(seqs[900]));
         assert_eq!(pipeline.complete(seqs[900], 50), Turn::Now);
         assert_eq!(pipeline.len(), 50);
+    }
+
+    #[test]
+    fn runs_out_of_turn_go_out_whole() {
+        let mut pipeline = Pipeline::default();
+        let seqs: Vec<Seq> = (0..10).map(|_| pipeline.push()).collect();
+        assert_eq!(pipeline.complete(seqs[4], 6), Turn::Later);
+        pipeline.keep(seqs[4], 6, Bytes::from_static(b"456789"));
+        assert_eq!(pipeline.before(seqs[4]), 4);
+        assert_eq!(pipeline.complete(seqs[0], 3), Turn::Now);
+        assert_eq!(pipeline.pop_ready(), None, "3 is not here");
+        assert!(pipeline.is_answered(seqs[2]) && !pipeline.is_answered(seqs[3]));
+        assert_eq!(pipeline.complete(seqs[3], 1), Turn::Now);
+        assert_eq!(pipeline.pop_ready().as_deref(), Some(&b"456789"[..]));
+        assert!(pipeline.is_empty() && pipeline.is_answered(seqs[9]));
     }
 }

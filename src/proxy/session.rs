@@ -3,17 +3,20 @@
 //! Owns the order of replies, the commands that wait (the limbo), where it stands in a transaction, and what must be said
 //! again on another replica. Never decides which replica is active: it follows the worker's route.
 //!
-//! A command's way: [`Session::accept`] classifies it and gives it to the session's link when that takes commands, else to
-//! the limbo; `wait` empties the limbo, in order, as soon as there is a link for it again; `replies` takes what comes back.
+//! A command's way: [`Session::accept`] classifies it, `place` says which replica it goes to; it is given to the session's link
+//! there when that takes commands, else to the limbo; `wait` empties the limbo, in order, as soon as there is a link for it
+//! again; `replies` takes what comes back.
 //!
 //! ```text
 //!             a command that needs a link of its own, once all earlier ones are answered
-//!   shared link ──────────────────────────────────────────────────────────────────────▶ dedicated link
-//!             ◀──────────────────────────────────────────────────────────────────────
+//!   shared links ─────────────────────────────────────────────────────────────────────▶ dedicated link
+//!              ◀─────────────────────────────────────────────────────────────────────
 //!             its last reply came, and nothing is left on the connection that others must not have
 //! ```
 
+mod place;
 mod replies;
+mod sent;
 mod wait;
 
 use std::cell::{Cell, RefCell};
@@ -30,11 +33,13 @@ use super::intent::{Change, Intent, Step, Subscription};
 use super::link::{End, Frame, Link, OUT_HIGH};
 use super::pipeline::{Pipeline, Seq, Turn};
 use super::recover::TxState;
+use super::split::Written;
 use super::upstream::Group;
 use super::worker::Worker;
 use crate::config::UpstreamMode;
 use crate::metrics::{DisconnectReason, HoldEnd, SessionKind};
 use crate::resp::{self, Request};
+use sent::Sent;
 
 /// Commands and bytes that one session may have waiting before it stops reading.
 const LIMBO_HIGH: (usize, usize) = (1024, 1024 * 1024);
@@ -72,11 +77,14 @@ struct State {
     /// Of `out`, at most so much is a reply that is too long to be kept whole.
     long: usize,
     intent: Intent,
+    /// The session's own link, if it has one; else the shared link that it used last.
     link: Option<Rc<Link>>,
     /// Where its shared links are, as long as its identity stays.
     group: Option<Rc<Group>>,
-    /// Commands on `link` whose replies have not come.
-    sent: u32,
+    /// Commands whose replies have not come: all on its own link, or all on shared ones.
+    sent: Sent,
+    /// What its reads elsewhere must not overtake.
+    written: Written,
     limbo: VecDeque<Held>,
     limbo_bytes: usize,
     /// After the newest command accepted, sent on the current link, answered on it.
@@ -123,11 +131,16 @@ impl State {
         self.tainted || self.pins > 0 || self.tx.pins() || self.intent.is_peculiar()
     }
 
+    /// Whether its link is its own.
+    fn has_own_link(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| !link.is_shared())
+    }
+
     /// The session's commands that a drain waits for.
     fn in_flight(&self) -> usize {
         match &self.link {
             Some(link) if !link.is_shared() => link.in_flight(),
-            _ => self.sent as usize,
+            _ => self.sent.all() as usize,
         }
     }
 
@@ -184,6 +197,7 @@ impl Session {
     /// A new session; `listener` gives it life.
     pub(crate) fn new(id: u64, worker: Rc<Worker>, writer: Writer) -> Rc<Session> {
         worker.metrics.sessions[SessionKind::Shared].add(1);
+        let replicas = worker.settings.replicas.len();
         Rc::new(Session {
             id,
             worker,
@@ -195,7 +209,8 @@ impl Session {
                 intent: Intent::default(),
                 link: None,
                 group: None,
-                sent: 0,
+                sent: Sent::new(replicas),
+                written: Written::default(),
                 limbo: VecDeque::new(),
                 limbo_bytes: 0,
                 tx: TxState::Clear,
@@ -266,17 +281,8 @@ impl Session {
             _ => frame,
         };
         if st.limbo.is_empty()
-            && let Some(route) = self.worker.route.get()
-            && !route.holding
-            && self.has_link(st, route.write, command.own)
-            && let Some(link) = &st.link
-            && link.replica == route.write
-            && link.takes_commands()
-            && !(command.own && link.is_shared())
-            && st.may_send(link, &command)
+            && let Some(link) = self.link_at_once(st, &command)
         {
-            self.worker.metrics.commands[command.class][route.write].inc();
-            let link = Rc::clone(link);
             self.send(st, &link, command, frame);
         } else {
             self.hold(st, command, frame);
@@ -295,6 +301,24 @@ impl Session {
         !full
     }
 
+    /// The link that takes a new command now, if nothing speaks against it.
+    fn link_at_once(self: &Rc<Self>, st: &mut State, command: &Command) -> Option<Rc<Link>> {
+        let route = self.worker.route.get().filter(|route| !route.holding)?;
+        let to = self.destination(st, &route, command, command.own);
+        if st.link.as_ref().is_none_or(|link| link.replica != to) {
+            if st.has_own_link() || command.own && st.sent.all() > 0 {
+                return None;
+            }
+            st.link = self.get_link(st, to, command.own);
+        }
+        let link = st.link.as_ref()?;
+        let takes = link.takes_commands()
+            && !(command.own && link.is_shared())
+            && !self.overtakes(st, &route, command, to)
+            && st.may_send(link, command);
+        takes.then(|| Rc::clone(link))
+    }
+
     /// Gives a classified command its place.
     fn enlist(&self, st: &mut State, c: Classified) -> Command {
         let own = c.own || self.always_owns() || st.is_pinned();
@@ -310,6 +334,7 @@ impl Session {
             seq,
             expect,
             read: c.read,
+            strays: c.strays,
             own,
             pins,
             class: c.class,
@@ -357,7 +382,11 @@ impl Session {
             // WAIT is for the writes of its own connection; any command said now makes it wait for all earlier ones.
             link.say(vec![Step::may(&[b"PING"])]);
         }
-        st.sent += 1;
+        if !command.read {
+            st.written.sent(command.seq, &st.pipeline);
+        }
+        st.sent.add(link.replica);
+        self.worker.metrics.commands[command.class][link.replica].inc();
         link.append(self, command, frame);
     }
 
@@ -374,7 +403,7 @@ impl Session {
                 }
                 self.put_ready(st);
             }
-            Turn::Later => st.pipeline.keep(command.seq, Bytes::copy_from_slice(reply)),
+            Turn::Later => st.pipeline.keep(command.seq, 1, Bytes::copy_from_slice(reply)),
         }
     }
 

@@ -17,11 +17,12 @@ use super::intent::Intent;
 use super::link::{End, Link, Phase};
 use super::scripts::Scripts;
 use super::session::Session;
+use super::split::Split;
 use super::upstream::Upstream;
 use crate::dial::{DialError, Stream};
 use crate::metrics::{HoldEnd, WorkerMetrics};
 use crate::replica::{Credentials, ReplicaId};
-use crate::route::{Epoch, Feedback, LinkEvidence, Route};
+use crate::route::{Epoch, Feedback, LinkEvidence, Progress, Route};
 
 /// Bytes read from a socket at once.
 const SCRATCH: usize = 64 * 1024;
@@ -35,8 +36,15 @@ const IDLE_TICK: Duration = Duration::from_millis(100);
 const DRAIN_PACE: usize = 2_000;
 const PACE_TICK: Duration = Duration::from_millis(2);
 
-/// `LinkEvidence::Alive` at most this often for each replica.
-const ALIVE_EVERY: Duration = Duration::from_millis(100);
+/// Evidence that every answer could bring is told at most this often, for each replica and kind.
+const TELL_EVERY: Duration = Duration::from_millis(100);
+
+/// Which evidence that is.
+const FREQUENT: [LinkEvidence; 3] = [
+    LinkEvidence::Alive,
+    LinkEvidence::Unready,
+    LinkEvidence::Unwritable,
+];
 
 /// Buffers kept for replies that a socket did not take at once.
 const BUFFERS: usize = 64;
@@ -44,10 +52,14 @@ const BUFFERS: usize = 64;
 /// What every command asks of the route.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Current {
-    /// Where commands go.
+    /// Where commands go, reads perhaps excepted.
     pub write: ReplicaId,
     /// They wait.
     pub holding: bool,
+    /// Some sessions read elsewhere: see [`Worker::split`].
+    pub splits: bool,
+    /// Sessions read their own writes.
+    pub guarded: bool,
     epoch: Epoch,
 }
 
@@ -58,6 +70,8 @@ pub(crate) struct Worker {
     pub(crate) metrics: Arc<WorkerMetrics>,
     feedback: mpsc::UnboundedSender<Feedback>,
     pub(crate) route: Cell<Option<Current>>,
+    /// How reads are shared out among replicas.
+    pub(crate) split: RefCell<Option<Split>>,
     pub(super) upstream: Upstream,
     pub(super) scripts: RefCell<Scripts>,
     pub(crate) sessions: RefCell<HashMap<u64, Rc<Session>>>,
@@ -71,8 +85,8 @@ pub(crate) struct Worker {
     waiting: RefCell<Vec<Rc<Session>>>,
     held_commands: Cell<usize>,
     held_bytes: Cell<usize>,
-    /// By replica: when `LinkEvidence::Alive` was last sent.
-    alive_told: RefCell<Vec<Instant>>,
+    /// By replica: when each of [`FREQUENT`] was last told.
+    told: RefCell<Vec<[Option<Instant>; FREQUENT.len()]>>,
     condemned: RefCell<Vec<Rc<Link>>>,
     buffers: RefCell<Vec<BytesMut>>,
     clock: Cell<Instant>,
@@ -103,6 +117,7 @@ impl Worker {
             metrics,
             feedback,
             route: Cell::new(None),
+            split: RefCell::default(),
             upstream,
             scripts: RefCell::new(Scripts::new(replicas)),
             sessions: RefCell::default(),
@@ -113,7 +128,7 @@ impl Worker {
             waiting: RefCell::default(),
             held_commands: Cell::new(0),
             held_bytes: Cell::new(0),
-            alive_told: RefCell::new(vec![now; replicas]),
+            told: RefCell::new(vec![Default::default(); replicas]),
             condemned: RefCell::default(),
             buffers: RefCell::default(),
             clock: Cell::new(now),
@@ -186,14 +201,13 @@ impl Worker {
 
     /// Tells control what was seen on a link.
     pub(crate) fn report(&self, replica: ReplicaId, seen: LinkEvidence) {
-        if seen == LinkEvidence::Alive {
+        if let Some(kind) = FREQUENT.iter().position(|frequent| *frequent == seen) {
             let now = self.now();
-            let mut told = self.alive_told.borrow_mut();
-            let told = &mut told[replica.index()];
-            if now.saturating_duration_since(*told) < ALIVE_EVERY {
+            let told = &mut self.told.borrow_mut()[replica.index()][kind];
+            if told.is_some_and(|told| now.saturating_duration_since(told) < TELL_EVERY) {
                 return;
             }
-            *told = now;
+            *told = Some(now);
         }
         // Evidence is repeated as long as it lasts; when control is behind, a lost one does no harm.
         let _ = self.feedback.send(Feedback::Link { replica, seen });
@@ -329,20 +343,32 @@ impl Worker {
         {
             return;
         }
+        let before = self.split.take();
+        let split = Split::new(route, before);
         self.route.set(Some(Current {
             write: route.write,
             holding: route.holding,
+            splits: split.is_some(),
+            guarded: route.read_your_writes,
             epoch: route.epoch,
         }));
+        *self.split.borrow_mut() = split;
         for link in self.upstream.links() {
             // Without haste, what is sent is answered first; `advance` moves the session then. A link that waits for work
             // stays as it is.
-            if link.replica != route.write && route.abandon_others && !link.is_idle() {
+            if !self.uses(link.replica) && route.abandon_others && !link.is_idle() {
                 link.condemn(&End::Abandoned);
             }
         }
         self.leave(route.write, route.holding);
         self.drained_perhaps();
+    }
+
+    /// Whether the route sends anything to `replica`.
+    pub(crate) fn uses(&self, replica: ReplicaId) -> bool {
+        let split = self.split.borrow();
+        self.route.get().is_some_and(|route| route.write == replica)
+            || split.as_ref().is_some_and(|split| split.reads_from(replica))
     }
 
     /// Takes from sessions the dedicated links that lead elsewhere and have nothing to finish: those that listen or block
@@ -411,10 +437,18 @@ impl Worker {
     }
 
     /// The worker's own task; ends when the route's publisher is gone.
-    pub(crate) async fn run(self: Rc<Self>, mut route: watch::Receiver<Option<Route>>) {
+    pub(crate) async fn run(
+        self: Rc<Self>,
+        mut route: watch::Receiver<Option<Route>>,
+        mut progress: watch::Receiver<Option<Progress>>,
+    ) {
         loop {
             if let Some(new) = &*route.borrow_and_update() {
                 self.apply(new);
+            }
+            if let (Some(split), Some(new)) = (&mut *self.split.borrow_mut(), &*progress.borrow_and_update())
+            {
+                split.progress(new);
             }
             self.sweep();
             let idle = self.waiting.borrow().is_empty() && self.condemned.borrow().is_empty();
@@ -425,6 +459,7 @@ impl Worker {
             };
             tokio::select! {
                 changed = route.changed() => if changed.is_err() { return },
+                Ok(()) = progress.changed() => {}
                 () = self.kick.notified(), if tick != PACE_TICK => {}
                 () = tokio::time::sleep(tick) => {}
             }

@@ -290,6 +290,15 @@ impl CommandInfo {
     pub const fn is_container(&self) -> bool {
         !self.subcommands.is_empty()
     }
+
+    /// Whether a request of `args` arguments, name included, has as many as a server demands before it looks further.
+    pub fn has_arity(&self, args: u32) -> bool {
+        let args = i64::from(args);
+        match i64::from(self.arity) {
+            exact if exact >= 0 => args == exact,
+            least => args >= -least,
+        }
+    }
 }
 
 /// A row, as the generated table writes it.

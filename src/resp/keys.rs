@@ -73,10 +73,21 @@ pub fn first_key<'a>(info: &CommandInfo, frame: &'a [u8], request: &Request) -> 
 #[inline]
 pub fn routing_key<'a>(info: &CommandInfo, frame: &'a [u8], request: &Request) -> Option<&'a [u8]> {
     match info.keys {
-        KeySet::Routed(specs) => Keys::of(frame, Rule::Specs(specs))
+        KeySet::First => first_key(info, frame, request),
+        _ => routing_keys(info, frame)
             .next()
             .and_then(|range| frame.get(range)),
-        _ => first_key(info, frame, request),
+    }
+}
+
+/// All that decides on the shard: the keys, or the sharded channels of SSUBSCRIBE, SUNSUBSCRIBE and SPUBLISH.
+///
+/// A node of a cluster (`getNodeByQuery`) does not look for keys quite as `COMMAND GETKEYS` does: a group that does not
+/// fit takes nothing from the others (`PFMERGE k` has a key), and XREAD's streams without as many ids are none.
+pub fn routing_keys<'a>(info: &CommandInfo, frame: &'a [u8]) -> Keys<'a> {
+    match info.keys {
+        KeySet::Routed(specs) | KeySet::Specs(specs) => Keys::of(frame, Rule::Fitting(specs)),
+        _ => keys(info, frame),
     }
 }
 
@@ -100,7 +111,10 @@ pub fn keys<'a>(info: &CommandInfo, frame: &'a [u8]) -> Keys<'a> {
 
 #[derive(Clone, Copy, Debug)]
 enum Rule {
+    /// All groups have to fit the request.
     Specs(&'static [KeySpec]),
+    /// Those that fit.
+    Fitting(&'static [KeySpec]),
     Sort,
     Migrate,
 }
@@ -135,6 +149,7 @@ impl<'a> Keys<'a> {
     fn of(frame: &'a [u8], rule: Rule) -> Self {
         let groups = match rule {
             Rule::Specs(specs) => by_specs(frame, specs).unwrap_or([NOTHING; 3]),
+            Rule::Fitting(specs) => fitting(frame, specs),
             Rule::Sort => sort(frame),
             Rule::Migrate => migrate(frame),
         };
@@ -179,46 +194,62 @@ impl Iterator for Keys<'_> {
 fn by_specs(frame: &[u8], specs: &[KeySpec]) -> Option<[Group; 3]> {
     let mut groups = [NOTHING; 3];
     let argc = args(frame).left();
-    for (group, KeySpec(begin, find)) in groups.iter_mut().zip(specs) {
-        let first = match *begin {
-            Begin::Index(index) => usize::from(index),
-            Begin::Keyword(word, from) => match behind_keyword(frame, argc, word, from) {
-                Some(first) => first,
-                None => continue,
-            },
-        };
-        *group = match *find {
-            Find::Range(last, step, limit) => {
-                let last = match (usize::try_from(last), limit) {
-                    (Ok(last), _) => Some(first + last),
-                    (Err(_), 0 | 1) => argc.checked_add_signed(last.into()),
-                    (Err(_), limit) => {
-                        let part = argc.checked_sub(first)? / usize::from(limit);
-                        (first + part).checked_add_signed(last.into())
-                    }
-                };
-                Group {
-                    first,
-                    last: last?,
-                    step: usize::from(step),
-                }
-            }
-            Find::Count(count, offset, step) => {
-                let count = count_at(frame, first + usize::from(count))?;
-                let first = first + usize::from(offset);
-                let step = usize::from(step);
-                Group {
-                    first,
-                    last: first + count.checked_sub(1)? * step,
-                    step,
-                }
-            }
-        };
-        if group.last >= argc || group.last < group.first {
-            return None;
-        }
+    for (group, spec) in groups.iter_mut().zip(specs) {
+        *group = by_spec(frame, argc, *spec)?;
     }
     Some(groups)
+}
+
+fn fitting(frame: &[u8], specs: &[KeySpec]) -> [Group; 3] {
+    let mut groups = [NOTHING; 3];
+    let argc = args(frame).left();
+    for (group, spec) in groups.iter_mut().zip(specs) {
+        if let Some(found) = by_spec(frame, argc, *spec) {
+            let KeySpec(_, find) = spec;
+            let halves = matches!(find, Find::Range(_, _, 2)) && (argc - found.first) % 2 == 1;
+            *group = if halves { NOTHING } else { found };
+        }
+    }
+    groups
+}
+
+/// `None` where the specification does not fit the request.
+fn by_spec(frame: &[u8], argc: usize, KeySpec(begin, find): KeySpec) -> Option<Group> {
+    let first = match begin {
+        Begin::Index(index) => usize::from(index),
+        Begin::Keyword(word, from) => match behind_keyword(frame, argc, word, from) {
+            Some(first) => first,
+            None => return Some(NOTHING),
+        },
+    };
+    let group = match find {
+        Find::Range(last, step, limit) => {
+            let last = match (usize::try_from(last), limit) {
+                (Ok(last), _) => Some(first + last),
+                (Err(_), 0 | 1) => argc.checked_add_signed(last.into()),
+                (Err(_), limit) => {
+                    let part = argc.checked_sub(first)? / usize::from(limit);
+                    (first + part).checked_add_signed(last.into())
+                }
+            };
+            Group {
+                first,
+                last: last?,
+                step: usize::from(step),
+            }
+        }
+        Find::Count(count, offset, step) => {
+            let count = count_at(frame, first + usize::from(count))?;
+            let first = first + usize::from(offset);
+            let step = usize::from(step);
+            Group {
+                first,
+                last: first + count.checked_sub(1)? * step,
+                step,
+            }
+        }
+    };
+    (group.last < argc && group.last >= group.first).then_some(group)
 }
 
 /// The argument behind `word`, looked for as Redis does: forwards up to the last argument but one, or backwards down

@@ -381,23 +381,38 @@ fn opened(outstanding: u64, lead: u8, count: u64) -> Result<u64, ProtocolError> 
         .ok_or(ProtocolError::ReplyLength)
 }
 
+/// A whole aggregate (array, set, push, map) as its parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Aggregate<'a> {
+    /// First byte: one of `* ~ > %`.
+    pub kind: u8,
+    /// What its header says: elements, of a map pairs.
+    pub count: u64,
+    /// The bytes of its elements.
+    pub body: &'a [u8],
+}
+
+/// Takes a whole aggregate apart, without its attributes and without looking at its elements. `None` for anything else.
+pub fn reply_aggregate(frame: &[u8]) -> Option<Aggregate<'_>> {
+    let proper = proper(frame);
+    let kind = *proper.first()?;
+    if !matches!(kind, b'*' | b'~' | b'>' | b'%') {
+        return None;
+    }
+    let (count, at) = header::whole::<true>(proper, 1)?;
+    let body = proper.get(at..)?;
+    Some(Aggregate { kind, count, body })
+}
+
 /// The elements of a whole aggregate (array, set, push, map: key, value, key, value …), each a frame by itself with
 /// its own attributes. The aggregate's attributes are skipped. Of anything else: nothing, or as many as are whole.
 pub fn reply_elements(frame: &[u8]) -> Elements<'_> {
-    let proper = proper(frame);
-    let none = Elements { rest: &[], left: 0 };
-    let Some(&lead) = proper.first() else { return none };
-    let times = match lead {
-        b'*' | b'~' | b'>' => 1,
-        b'%' => 2,
-        _ => return none,
-    };
-    let Some((count, at)) = header::whole::<true>(proper, 1) else {
-        return none;
-    };
-    Elements {
-        rest: &proper[at..],
-        left: count * times,
+    match reply_aggregate(frame) {
+        Some(Aggregate { kind, count, body }) => Elements {
+            rest: body,
+            left: if kind == b'%' { count * 2 } else { count },
+        },
+        None => Elements { rest: &[], left: 0 },
     }
 }
 

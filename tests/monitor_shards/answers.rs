@@ -198,7 +198,7 @@ async fn a_server_without_cluster_commands_is_one_shard_and_no_cluster() {
     let server = Server::start(&[]).await;
     let log = Log::begin();
     let mut local = Place::new("local", server.port);
-    local.sharding.topology = Topology::Cluster;
+    local.topology.kind = TopologyKind::Cluster;
     let mut sidecar = Sidecar::start(vec![local, Place::new("remote", server.port)], policy());
     let status = sidecar.settled().await;
     assert_eq!(status.replicas[0].shards.len(), 1);

@@ -215,12 +215,12 @@ async fn a_single_topology_takes_a_cluster_as_one_endpoint() {
     // One node that owns everything, so that its endpoint can take everything.
     let cluster = Cluster::start(1).await;
     let mut local = Place::new("local", cluster.nodes[0].port);
-    local.sharding = Sharding {
-        topology: Topology::Single,
-        ..Sharding::default()
+    local.topology = Topology {
+        kind: TopologyKind::Single,
+        ..Topology::default()
     };
     let mut remote = Place::new("remote", cluster.nodes[0].port);
-    remote.sharding.topology = Topology::Cluster;
+    remote.topology.kind = TopologyKind::Cluster;
     let mut sidecar = Sidecar::start(vec![local, remote], policy());
     let status = sidecar
         .until("the other has a node", |status| {

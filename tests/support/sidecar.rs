@@ -10,8 +10,8 @@ use pulsegate::control::{self, Handle, Setup, Wires};
 use pulsegate::decision::{Member, Policy};
 use pulsegate::dial::Dialer;
 use pulsegate::metrics::Metrics;
-use pulsegate::monitor::{Identity, Monitor, Settings, Sharding, Target};
-use pulsegate::replica::{Address, Endpoint, Replica, ReplicaId};
+use pulsegate::monitor::{Identity, Monitor, Settings, Target};
+use pulsegate::replica::{Address, Endpoint, Replica, ReplicaId, Topology};
 use pulsegate::route::{Feedback, Route};
 use tokio::sync::{broadcast, mpsc, watch};
 
@@ -22,7 +22,7 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Place {
     pub name: &'static str,
     pub port: u16,
-    pub sharding: Sharding,
+    pub topology: Topology,
 }
 
 impl Place {
@@ -30,7 +30,7 @@ impl Place {
         Place {
             name,
             port,
-            sharding: Sharding::default(),
+            topology: Topology::default(),
         }
     }
 }
@@ -62,13 +62,16 @@ impl Sidecar {
                 id: ReplicaId(id),
                 name: place.name.into(),
                 dialer: Dialer::new(Arc::clone(&endpoint)).unwrap(),
-                sharding: place.sharding,
+                rest: None,
+                topology: place.topology.clone(),
             });
             replicas.push(Replica {
                 id: ReplicaId(id),
                 name: place.name.into(),
                 weight: 100 - u32::from(id),
+                topology: place.topology,
                 endpoint,
+                rest: None,
             });
         }
         let members = replicas
@@ -77,6 +80,7 @@ impl Sidecar {
                 id: replica.id,
                 name: Arc::clone(&replica.name),
                 weight: replica.weight,
+                rest: None,
             })
             .collect();
         let (evidence, inputs) = mpsc::channel(1024);
@@ -107,6 +111,7 @@ impl Sidecar {
             layouts: monitor.layouts(),
             policies,
             routes: published,
+            progress: watch::channel(None).0,
             publish_fence: Box::new(move |id, on| fencing.publish_fence(id, on)),
             metrics: Arc::clone(&metrics),
             shutdown,

@@ -294,7 +294,7 @@ impl Sim {
         self.ask(Request::Resume);
         let began = self.at;
         let policy = &self.setup.policy;
-        let patience = (policy.grace + policy.dwell) * 16 + Duration::from_secs(15);
+        let patience = (policy.grace + policy.soak + policy.dwell) * 16 + Duration::from_secs(15);
         let manual = policy.failback == FailbackMode::Manual;
         let mut ask_again = self.at;
         while self.broken.is_none() {

@@ -249,10 +249,14 @@ impl World {
         shut.min().unwrap_or_default()
     }
 
-    /// For how long `id` has been well: fit, and every link with every other replica open.
+    /// For how long `id` has been well: fit, and not slow for so long that it may be called so.
     pub(super) fn well(&self, at: At, id: ReplicaId) -> Option<Duration> {
-        let fit = self.nodes[id.index()].held(at, State::fit)?;
+        const LONG: Duration = Duration::from_secs(1);
+        let state = &self.nodes[id.index()];
+        let fit = state.held(at, State::fit)?;
+        let slow = state.last_stretch(at, LONG, |state| state == State::Slow);
+        let quick = slow.map_or(fit, |end| at.saturating_sub(end));
         let quiet = at.saturating_sub(self.noise[id.index()]);
-        Some(fit.min(quiet))
+        Some(fit.min(quick).min(quiet))
     }
 }

@@ -21,20 +21,33 @@ pub(super) struct World {
 impl World {
     /// Every replica has been well for two seconds, and `a` is active.
     pub(super) fn new(count: u8) -> World {
-        let mut world = World::bare(count);
-        world.pass(MS * 2000);
-        assert_eq!(world.active(), Some(A));
-        world.outputs.clear();
-        world
+        World::bare(count).settled()
+    }
+
+    /// The same with a REST check of every replica, made at this interval; none has been answered.
+    pub(super) fn checked(count: u8, interval: Duration) -> World {
+        World::with_rest(count, Some(interval)).settled()
+    }
+
+    fn settled(mut self) -> World {
+        self.pass(MS * 2000);
+        assert_eq!(self.active(), Some(A));
+        self.outputs.clear();
+        self
     }
 
     /// Nothing is known yet.
-    #[expect(clippy::disallowed_methods, reason = "any moment will do to begin with")]
     pub(super) fn bare(count: u8) -> World {
+        World::with_rest(count, None)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "any moment will do to begin with")]
+    fn with_rest(count: u8, rest: Option<Duration>) -> World {
         let members = (0..count).map(|i| Member {
             id: ReplicaId(i),
             name: char::from(b'a' + i).to_string().into(),
             weight: 100,
+            rest,
         });
         let now = Instant::now();
         let mut world = World {
@@ -175,6 +188,13 @@ impl World {
                 _ => None,
             })
             .collect()
+    }
+
+    pub(super) fn events(&self) -> impl Iterator<Item = &Event> {
+        self.outputs.iter().filter_map(|output| match output {
+            Output::Event(event) => Some(event),
+            _ => None,
+        })
     }
 
     pub(super) fn holding_epoch(&self) -> u64 {

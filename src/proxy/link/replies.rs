@@ -219,11 +219,18 @@ impl Link {
     fn count_error(&self, frame: &[u8]) {
         let code = ErrorCode::of(error_code(frame).unwrap_or_default());
         self.worker.metrics.replies_error[self.replica][code].inc();
-        if code == ErrorCode::NoScript {
-            self.worker
-                .scripts
-                .borrow_mut()
-                .scripts_forgotten_by(self.replica);
+        match code {
+            ErrorCode::NoScript => {
+                let mut scripts = self.worker.scripts.borrow_mut();
+                scripts.scripts_forgotten_by(self.replica);
+            }
+            ErrorCode::Loading | ErrorCode::MasterDown | ErrorCode::ClusterDown => {
+                self.worker.report(self.replica, LinkEvidence::Unready);
+            }
+            ErrorCode::ReadOnly | ErrorCode::Oom | ErrorCode::NoReplicas | ErrorCode::MisConf => {
+                self.worker.report(self.replica, LinkEvidence::Unwritable);
+            }
+            _ => {}
         }
     }
 

@@ -22,7 +22,7 @@ impl Session {
     pub(crate) fn deliver(self: &Rc<Self>, link: &Rc<Link>, seq: Seq, n: u32, bytes: &[u8]) {
         let mut state = self.state.borrow_mut();
         let st = &mut *state;
-        st.sent -= n;
+        st.sent.take(link.replica, n);
         // A mean in which each reply weighs an eighth.
         st.reply_len = ((u64::from(st.reply_len) * 8 + bytes.len() as u64) / u64::from(8 + n)) as u32;
         if st.tx_answered == TxState::Open {
@@ -41,12 +41,7 @@ impl Session {
                 }
                 self.put_ready(st);
             }
-            Turn::Later => {
-                for (i, reply) in each(bytes).enumerate() {
-                    st.pipeline
-                        .keep(seq.plus(i as u32), Bytes::copy_from_slice(reply));
-                }
-            }
+            Turn::Later => st.pipeline.keep(seq, n, Bytes::copy_from_slice(bytes)),
         }
         self.answered(state, link);
     }
@@ -55,9 +50,9 @@ impl Session {
     pub(crate) fn reply(self: &Rc<Self>, link: &Rc<Link>, command: Command, reply: Reply, frame: &[u8]) {
         let mut state = self.state.borrow_mut();
         let st = &mut *state;
-        st.sent -= 1;
+        st.sent.take(link.replica, 1);
         st.pins -= u32::from(command.pins);
-        let skipped = !st.muted && std::mem::take(&mut st.skip_next);
+        let skipped = st.pipeline.is_head(command.seq) && !st.muted && std::mem::take(&mut st.skip_next);
         let inside = st.tx_answered == TxState::Open;
         // What is refused changes nothing; but EXEC, however it ends, ends the transaction.
         if !reply.is_error() || command.tx == Tx::Exec {
@@ -108,7 +103,7 @@ impl Session {
                 }
                 self.put_ready(st);
             }
-            Turn::Later => st.pipeline.keep(command.seq, Bytes::copy_from_slice(frame)),
+            Turn::Later => st.pipeline.keep(command.seq, 1, Bytes::copy_from_slice(frame)),
         }
         self.answered(state, link);
     }
@@ -116,7 +111,10 @@ impl Session {
     /// After a reply: what it lets go on.
     fn answered(self: &Rc<Self>, mut state: std::cell::RefMut<'_, State>, link: &Rc<Link>) {
         let st = &mut *state;
-        st.streaming = None;
+        if st.streaming.is_some_and(|seq| !st.pipeline.is_head(seq)) {
+            st.streaming = None;
+        }
+        st.written.settle(&st.pipeline, self.worker.now());
         resync(st);
         if !link.is_shared() && st.dead.is_none() {
             self.release_perhaps(st);
@@ -249,7 +247,13 @@ impl Session {
 
     pub(super) fn put_ready(&self, st: &mut State) {
         while let Some(kept) = st.pipeline.pop_ready() {
-            if !st.is_quiet() {
+            if st.muted || st.skip_next {
+                for reply in each(&kept) {
+                    if !st.is_quiet() {
+                        self.put(st, reply);
+                    }
+                }
+            } else {
                 self.put(st, &kept);
             }
         }
@@ -406,7 +410,7 @@ pub(super) fn forget_queued(st: &mut State) {
 
 /// Once nothing is on its way: where the connection stands is what its answers say, refusals and all.
 fn resync(st: &mut State) {
-    if st.sent > 0 || st.tx_sent == st.tx_answered {
+    if st.sent.all() > 0 || st.tx_sent == st.tx_answered {
         return;
     }
     st.tx_sent = st.tx_answered;

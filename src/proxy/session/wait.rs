@@ -62,16 +62,16 @@ impl Session {
         self.worker.wait(self);
     }
 
-    /// Whether the active replica is at work for this session: it answers earlier commands, or has yet to take the bytes
-    /// of others on the same link.
+    /// Whether a replica is at work for this session: it answers earlier commands, or has yet to take the bytes of others on
+    /// the same link.
     fn is_served(&self, st: &State) -> bool {
         let (Some(link), Some(route)) = (&st.link, self.worker.route.get()) else {
             return false;
         };
-        (st.sent > 0 || !link.takes_commands())
+        (st.sent.all() > 0 || !link.takes_commands())
             && link.phase() == Phase::Ready
             && !route.holding
-            && link.replica == route.write
+            && self.worker.uses(link.replica)
     }
 
     /// A command waits no more.
@@ -135,8 +135,24 @@ impl Session {
                 None if st.intent.listens() && st.closing.is_none() => true,
                 None => break,
             };
+            // What was sent is answered first: it keeps its place before what follows.
+            if own && st.sent.all() > 0 && !st.has_own_link() {
+                break;
+            }
+            let to = match st.limbo.pop_front() {
+                Some(front) => {
+                    let to = self.destination(st, &route, &front.command, own);
+                    let waits = self.overtakes(st, &route, &front.command, to);
+                    st.limbo.push_front(front);
+                    if waits {
+                        break;
+                    }
+                    to
+                }
+                None => route.write,
+            };
             let Some(link) = st.link.clone() else {
-                st.link = self.get_link(st, route.write, own);
+                st.link = self.get_link(st, to, own);
                 match &st.link {
                     Some(link) if link.phase() != Phase::Connecting && link.phase() != Phase::Greeting => {
                         continue;
@@ -144,6 +160,10 @@ impl Session {
                     _ => break,
                 }
             };
+            if link.is_shared() && (own || link.replica != to) {
+                st.link = None;
+                continue;
+            }
             if link.phase() == Phase::Dead {
                 st.link = None;
                 if let Some(words) = link.refusal(self.worker.now()) {
@@ -152,16 +172,7 @@ impl Session {
                 }
                 continue;
             }
-            if link.is_shared() {
-                if own || link.replica != route.write {
-                    // What was sent is answered first: it keeps its place before what follows.
-                    if st.sent > 0 {
-                        break;
-                    }
-                    st.link = None;
-                    continue;
-                }
-            } else {
+            if !link.is_shared() {
                 if link.replica != route.write {
                     if link.in_flight() == 0 {
                         drop(state);
@@ -184,7 +195,6 @@ impl Session {
             }
             let Some(held) = st.limbo.pop_front() else { break };
             self.unhold(st, &held, HoldEnd::Resumed);
-            self.worker.metrics.commands[held.command.class][route.write].inc();
             self.send(st, &link, held.command, Frame::Borrowed(&held.frame));
             sent += 1;
         }
@@ -206,26 +216,22 @@ impl Session {
             || self.always_owns()
     }
 
-    /// Gets a link when there is none; whether there is one.
-    pub(super) fn has_link(self: &Rc<Self>, st: &mut State, replica: ReplicaId, own: bool) -> bool {
-        if st.link.is_none() {
-            st.link = self.get_link(st, replica, own);
-        }
-        st.link.is_some()
-    }
-
-    fn get_link(self: &Rc<Self>, st: &mut State, replica: ReplicaId, own: bool) -> Option<Rc<Link>> {
-        let upstream = &self.worker.upstream;
+    /// A shared link to `replica`, or one of the session's `own`.
+    pub(super) fn get_link(
+        self: &Rc<Self>,
+        st: &mut State,
+        replica: ReplicaId,
+        own: bool,
+    ) -> Option<Rc<Link>> {
         if !own {
-            if st.group.is_none() {
-                st.group = upstream.group(&self.worker, &st.intent.identity);
-            }
-            if let Some(group) = &st.group {
-                return upstream.shared(&self.worker, group, replica, self.id);
+            let shared = self.get_shared(st, replica);
+            if st.group.is_some() {
+                return shared;
             }
             // Too many identities share links already.
             st.tainted = true;
         }
+        let upstream = &self.worker.upstream;
         let link = upstream.dedicated(&self.worker, replica, self, &st.intent)?;
         (st.tx_sent, st.tx_answered) = Default::default();
         (st.spoiled, st.spoiling) = (false, false);
@@ -338,11 +344,15 @@ impl Session {
     pub(crate) fn link_lost(self: &Rc<Self>, link: &Rc<Link>, given: Vec<Given>, end: &End) {
         let mut state = self.state.borrow_mut();
         let st = &mut *state;
-        if !st.link.as_ref().is_some_and(|own| Rc::ptr_eq(own, link)) {
+        let is_current = st.link.as_ref().is_some_and(|current| Rc::ptr_eq(current, link));
+        if !is_current && !link.is_shared() {
             return;
         }
-        st.link = None;
-        (st.sent, st.spoiling) = (0, false);
+        if is_current {
+            st.link = None;
+        }
+        st.sent.take(link.replica, given.len() as u32);
+        st.spoiling = false;
         self.set_kind(st, SessionKind::Shared);
         if *end == End::Released || st.dead.is_some() {
             return;
@@ -350,7 +360,8 @@ impl Session {
         if let End::Refused(words) = end {
             return self.pass_refusal(st, words);
         }
-        if st.streaming.is_some() {
+        let broken = |given: &Given| st.streaming == Some(given.command.seq);
+        if given.iter().any(broken) {
             st.dead = Some(DisconnectReason::ReplyBroken);
             self.wake();
             return;
@@ -376,6 +387,11 @@ impl Session {
             }
         }
         self.resettle(st, &mut limbo, recovery);
+        // What other links have given back, or could not take, may be older or newer.
+        let pipeline = &st.pipeline;
+        st.limbo
+            .make_contiguous()
+            .sort_by_key(|held| pipeline.before(held.command.seq));
         (st.tx_sent, st.tx_answered) = Default::default();
         super::replies::forget_queued(st);
         if link.has_served() {

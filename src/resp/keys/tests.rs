@@ -85,6 +85,18 @@ fn sharded_channels_route() {
     assert_eq!(found("SUNSUBSCRIBE").2, None);
     assert_eq!(found("PUBLISH c m").2, None);
     assert_eq!(found("EVAL s 1 k").2.as_deref(), Some("k"));
+    let of = |words: &[&[u8]]| {
+        let frame = encode_command(words);
+        let all = routing_keys(lookup(words[0]).unwrap(), &frame);
+        all.map(|range| frame[range].to_vec()).collect::<Vec<_>>()
+    };
+    assert_eq!(of(&[b"SSUBSCRIBE", b"c", b"d"]), [b"c", b"d"]);
+    assert_eq!(of(&[b"MGET", b"a", b"b"]), [b"a", b"b"]);
+    assert!(of(&[b"SUBSCRIBE", b"c"]).is_empty());
+    // Where a node decides otherwise than COMMAND GETKEYS.
+    assert_eq!(of(&[b"PFMERGE", b"k"]), [b"k"]);
+    assert_eq!(of(&[b"XREAD", b"STREAMS", b"a", b"b", b"0", b"0"]), [b"a", b"b"]);
+    assert!(of(&[b"XREAD", b"STREAMS", b"a", b"b", b"0"]).is_empty());
 }
 
 /// From the Redis cluster specification, and from `CLUSTER KEYSLOT` of 7.0.15.

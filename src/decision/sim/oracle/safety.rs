@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{MS, Moving, Oracle, Verdict};
 use crate::decision::event::{Fitness, Health, SwitchReason, Switched};
-use crate::decision::policy::{OnFenceTimeout, OnIsolated};
+use crate::decision::policy::{OnFenceTimeout, OnIsolated, OnSlow};
 use crate::decision::sim::setup::Setup;
 use crate::decision::sim::world::{At, State, Way, World};
 use crate::decision::snapshot::Snapshot;
@@ -272,6 +272,9 @@ impl Oracle {
                 state.any_since(long, |state| state == State::Dead)
                     && state.any_since(short, |state| !state.answers())
             }
+            SwitchReason::Slow => {
+                setup.policy.on_slow == OnSlow::Leave && state.any_since(long, |state| state == State::Slow)
+            }
             SwitchReason::Silent => deaf,
             SwitchReason::Failing => {
                 state.any_since(long, |state| state == State::Loading)
@@ -392,6 +395,7 @@ impl Oracle {
                 self.pinned, snapshot.pinned
             ));
         }
+        self.reads_served(world)?;
         if snapshot.active != self.active() {
             return Err(format!("snapshot: {:?} is active", snapshot.active));
         }

@@ -1,0 +1,11 @@
+//! The data plane by itself, before real servers: routes, progress and layouts come from the test, which sees what is fed
+//! back.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#[path = "dataplane/plane.rs"]
+mod plane;
+#[path = "dataplane/reads.rs"]
+mod reads;
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+#[path = "e2e/support.rs"]
+mod support;
