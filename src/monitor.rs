@@ -215,7 +215,10 @@ impl Monitor {
             connect_timeout: settings.connect_timeout,
             answer_timeout: settings.answer_timeout,
         });
-        let assumed: Arc<[Layout]> = targets.iter().map(|target| topology::assumed(&target.topology)).collect();
+        let assumed: Arc<[Layout]> = targets
+            .iter()
+            .map(|target| topology::assumed(&target.topology))
+            .collect();
         let (stage, stages) = watch::channel(Stage {
             number: 0,
             speak: Arc::new(Plan::nothing(Arc::clone(&assumed))),

@@ -8,7 +8,9 @@ use std::time::Duration;
 use pulsegate::decision::{Input, RestOutcome, RestState};
 use pulsegate::dial::Dialer;
 use pulsegate::monitor::{Identity, Monitor, Patience, RestCheck, Settings, Target};
-use pulsegate::replica::{Address, Credentials, Database as Uid, Endpoint, ReplicaId, Rest, Secret, Tls, Topology};
+use pulsegate::replica::{
+    Address, Credentials, Database as Uid, Endpoint, ReplicaId, Rest, Secret, Tls, Topology,
+};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;

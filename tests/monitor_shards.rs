@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use pulsegate::control::status::Status;
-use pulsegate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, OnSlow, Policy, ReadsTo};
+use pulsegate::decision::Policy;
 use pulsegate::replica::{Layout, ReplicaId, Topology, TopologyKind};
 use pulsegate::resp::slot;
 use rig::{Rig, RigOptions};
@@ -22,21 +22,11 @@ mod sidecar;
 
 use sidecar::{PATIENCE, Place, Sidecar};
 
-/// Nothing is late, unless it is lost.
+/// As elsewhere, with heartbeats enough for a close look.
 fn policy() -> Policy {
     Policy {
         heartbeat_interval: Duration::from_millis(100),
-        heartbeat_timeout: Duration::from_secs(1),
-        probe_interval: Duration::from_millis(300),
-        connect_failures: 3,
-        dwell: Duration::from_secs(10),
-        fence: Duration::from_secs(1),
-        on_fence_timeout: OnFenceTimeout::Abort,
-        on_isolated: OnIsolated::Stay,
-        failback: FailbackMode::Manual,
-        grace: Duration::from_secs(60),
-        lag_tolerance: Duration::from_millis(500),
-        tilt_after: Duration::from_secs(2),
+        ..sidecar::policy()
     }
 }
 
@@ -161,6 +151,21 @@ async fn every_cut_of_one_pair_of_shards_is_named_in_time() {
         }
     }
     println!("16 cuts, each named alone, the slowest after {slowest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_planned_move_is_fenced_on_every_pair_of_shards() {
+    let (rig, mut sidecar) = front([6, 4]).await;
+    sidecar.settled().await;
+    let done = sidecar.switch(ReplicaId(1)).await.unwrap();
+    assert!(done.contains("moved to remote behind a fence"), "{done}");
+    // With one of eight cut, the fence cannot have crossed.
+    rig.cut_link(("remote", 2), ("local", 3)).await.unwrap();
+    let refused = sidecar.switch(ReplicaId(0)).await.unwrap_err();
+    assert!(
+        refused.contains("the fence was heard in 7 of 8 cells"),
+        "{refused}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use pulsegate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, OnSlow, Policy, ReadsTo};
 use pulsegate::replica::ReplicaId;
 use tokio::time::Instant;
 
@@ -13,34 +12,10 @@ mod redis_server;
 mod sidecar;
 
 use redis_server::Server;
-use sidecar::{PATIENCE, Place, Sidecar};
+use sidecar::{PATIENCE, Place, Sidecar, policy};
 
 const LOCAL: ReplicaId = ReplicaId(0);
 const REMOTE: ReplicaId = ReplicaId(1);
-
-/// A verdict on silence within about a second.
-fn policy() -> Policy {
-    Policy {
-        heartbeat_interval: Duration::from_millis(200),
-        heartbeat_timeout: Duration::from_secs(1),
-        probe_interval: Duration::from_millis(300),
-        connect_failures: 3,
-        dwell: Duration::from_secs(10),
-        fence: Duration::from_secs(1),
-        on_fence_timeout: OnFenceTimeout::Abort,
-        on_isolated: OnIsolated::Stay,
-        failback: FailbackMode::Manual,
-        grace: Duration::from_secs(60),
-        lag_tolerance: Duration::from_millis(500),
-        on_slow: OnSlow::Stay,
-        reads: ReadsTo::Active,
-        read_your_writes: true,
-        read_steps: vec![10, 50, 100],
-        soak: Duration::from_secs(3),
-        latency_margin: Duration::from_millis(100),
-        tilt_after: Duration::from_secs(2),
-    }
-}
 
 fn start(local: &Server, remote: &Server) -> Sidecar {
     let places = vec![Place::new("local", local.port), Place::new("remote", remote.port)];

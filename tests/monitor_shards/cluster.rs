@@ -13,8 +13,13 @@ struct Cluster {
 
 impl Cluster {
     async fn start(count: u16) -> Cluster {
+        Cluster::with_spares(count, 0).await
+    }
+
+    /// With so many further nodes that own nothing.
+    async fn with_spares(count: u16, spares: u16) -> Cluster {
         let mut nodes = Vec::new();
-        for _ in 0..count {
+        for _ in 0..count + spares {
             let bus = std::net::TcpListener::bind("127.0.0.1:0")
                 .unwrap()
                 .local_addr()
@@ -186,7 +191,12 @@ async fn slots_that_move_to_another_node_take_their_heartbeats_along() {
             pipe.del(&keys).ignore();
         }
         for slot in &moved {
-            pipe.cmd("CLUSTER").arg("SETSLOT").arg(slot).arg("NODE").arg(&ids[1]).ignore();
+            pipe.cmd("CLUSTER")
+                .arg("SETSLOT")
+                .arg(slot)
+                .arg("NODE")
+                .arg(&ids[1])
+                .ignore();
         }
         let mut connection = cluster.nodes[node].connect().await;
         pipe.exec_async(&mut connection).await.unwrap();
@@ -208,6 +218,53 @@ async fn slots_that_move_to_another_node_take_their_heartbeats_along() {
     for node in &cluster.nodes {
         assert_eq!(sharded(node).await.len(), 2);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_fails_over_within_its_cluster_is_followed() {
+    let mut cluster = Cluster::with_spares(3, 1).await;
+    let third: String = redis::from_redis_value(ask(&cluster.nodes[2], &["CLUSTER", "MYID"]).await).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let spare = &cluster.nodes[3];
+    spare.command(&["CLUSTER", "REPLICATE", &third]).await;
+    // Only one whose copy is whole may take over.
+    loop {
+        let info: String = redis::from_redis_value(ask(spare, &["INFO", "replication"]).await).unwrap();
+        if info.contains("master_link_status:up") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{info}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (spare, old) = (cluster.nodes[3].port, cluster.nodes[2].port);
+    let places = vec![
+        Place::new("local", cluster.nodes[0].port),
+        Place::new("remote", cluster.nodes[1].port),
+    ];
+    let mut sidecar = Sidecar::start(places, policy());
+    let third_at = |port: u16| {
+        move |status: &Status| {
+            let node = Some(format!("127.0.0.1:{port}"));
+            let replicas = &status.replicas;
+            replicas
+                .iter()
+                .all(|replica| replica.shards.get(2).is_some_and(|shard| shard.node == node))
+        }
+    };
+    sidecar.until("three shards", third_at(old)).await;
+    sidecar.settled().await;
+
+    let killed = Instant::now();
+    cluster.nodes[2].kill();
+    sidecar.until("the new address", third_at(spare)).await;
+    println!(
+        "the shard's new node is known {:?} after the kill",
+        killed.elapsed()
+    );
+    let status = sidecar.settled().await;
+    println!("all is well {:?} after the kill", killed.elapsed());
+    assert_eq!(down(&status), Down::new());
+    assert_eq!(sharded(&cluster.nodes[3]).await.len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,18 +5,45 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use pulsegate::control::Ask;
 use pulsegate::control::status::{EventRecord, Status};
 use pulsegate::control::{self, Handle, Setup, Wires};
-use pulsegate::decision::{Member, Policy};
+use pulsegate::decision::{
+    FailbackMode, Member, OnFenceTimeout, OnIsolated, OnSlow, Policy, ReadsTo, Request,
+};
 use pulsegate::dial::Dialer;
 use pulsegate::metrics::Metrics;
 use pulsegate::monitor::{Identity, Monitor, Settings, Target};
 use pulsegate::replica::{Address, Endpoint, Replica, ReplicaId, Topology};
 use pulsegate::route::{Feedback, Route};
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 /// How long anything may take that has no bound of its own.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A verdict on silence within about a second.
+pub fn policy() -> Policy {
+    Policy {
+        heartbeat_interval: Duration::from_millis(200),
+        heartbeat_timeout: Duration::from_secs(1),
+        probe_interval: Duration::from_millis(300),
+        connect_failures: 3,
+        dwell: Duration::from_secs(10),
+        fence: Duration::from_secs(1),
+        on_fence_timeout: OnFenceTimeout::Abort,
+        on_isolated: OnIsolated::Stay,
+        failback: FailbackMode::Manual,
+        grace: Duration::from_secs(60),
+        lag_tolerance: Duration::from_millis(500),
+        on_slow: OnSlow::Stay,
+        reads: ReadsTo::Active,
+        read_your_writes: true,
+        read_steps: vec![10, 50, 100],
+        soak: Duration::from_secs(3),
+        latency_margin: Duration::from_millis(100),
+        tilt_after: Duration::from_secs(2),
+    }
+}
 
 /// Where a replica is, on this machine, and what is configured of its shards.
 pub struct Place {
@@ -41,7 +68,7 @@ pub struct Sidecar {
     pub monitor: Arc<Monitor>,
     pub metrics: Arc<Metrics>,
     pub events: broadcast::Receiver<Arc<EventRecord>>,
-    _feedback: mpsc::UnboundedSender<Feedback>,
+    feedback: mpsc::UnboundedSender<Feedback>,
     _shutdown: watch::Sender<bool>,
 }
 
@@ -123,7 +150,7 @@ impl Sidecar {
             routes,
             monitor,
             metrics,
-            _feedback: workers,
+            feedback: workers,
             _shutdown: stop,
         }
     }
@@ -162,6 +189,31 @@ impl Sidecar {
             })
         })
         .await
+    }
+
+    /// Asks for a planned move. Nobody has commands under way here, so the drain is reported at once.
+    pub async fn switch(&mut self, to: ReplicaId) -> Result<String, String> {
+        let (answer, answered) = oneshot::channel();
+        let reason = "a test".to_owned();
+        let request = Request::Switch { to, reason };
+        self.handle.requests.send(Ask { request, answer }).await.unwrap();
+        let holding = self
+            .routes
+            .wait_for(|route| route.as_ref().is_some_and(|route| route.holding));
+        let epoch = tokio::time::timeout(PATIENCE, holding)
+            .await
+            .expect("the hold comes")
+            .unwrap()
+            .as_ref()
+            .map(|route| route.epoch)
+            .unwrap();
+        self.feedback
+            .send(Feedback::Drained { worker: 0, epoch })
+            .unwrap();
+        tokio::time::timeout(PATIENCE, answered)
+            .await
+            .expect("the answer comes")
+            .unwrap()
     }
 
     /// Events of these kinds so far, in words.

@@ -84,14 +84,20 @@ mod tests {
             nodes(&layout(told(hosts), &configured(topology), &asked, &endpoint))
         };
         let apart = [(Some("a"), 1), (Some("b"), 1)];
-        assert_eq!(of(TopologyKind::Auto, &apart), [Some(tcp("a", 1)), Some(tcp("b", 1))]);
+        assert_eq!(
+            of(TopologyKind::Auto, &apart),
+            [Some(tcp("a", 1)), Some(tcp("b", 1))]
+        );
         assert_eq!(
             of(TopologyKind::Cluster, &apart),
             [Some(tcp("a", 1)), Some(tcp("b", 1))]
         );
         assert_eq!(of(TopologyKind::Single, &apart), [None, None]);
         // All of them the endpoint, or one other address.
-        assert_eq!(of(TopologyKind::Auto, &[(None, 1), (Some("db"), 1)]), [None, None]);
+        assert_eq!(
+            of(TopologyKind::Auto, &[(None, 1), (Some("db"), 1)]),
+            [None, None]
+        );
         assert_eq!(
             of(TopologyKind::Auto, &[(Some("x"), 1), (Some("x"), 1)]),
             [None, None]
@@ -118,14 +124,7 @@ mod tests {
     #[test]
     fn a_unix_socket_has_no_host_to_lend() {
         let asked = Address::Unix("/run/redis.sock".into());
-        let of = |topology| {
-            nodes(&layout(
-                told(&[(None, 1)]),
-                &configured(topology),
-                &asked,
-                &asked,
-            ))
-        };
+        let of = |topology| nodes(&layout(told(&[(None, 1)]), &configured(topology), &asked, &asked));
         assert_eq!(of(TopologyKind::Auto), [None]);
         assert_eq!(of(TopologyKind::Cluster), [None]);
     }
@@ -138,7 +137,10 @@ mod tests {
         };
         let configured = Topology {
             kind: TopologyKind::Cluster,
-            address_map: vec![pair(("10.0.0.1", 7001), ("gate", 1)), pair(("db", 7002), ("gate", 2))],
+            address_map: vec![
+                pair(("10.0.0.1", 7001), ("gate", 1)),
+                pair(("db", 7002), ("gate", 2)),
+            ],
             shards: None,
         };
         let told = told(&[(Some("10.0.0.1"), 7001), (None, 7002), (Some("10.0.0.1"), 7003)]);
