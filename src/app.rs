@@ -18,7 +18,7 @@ use crate::decision::Member;
 use crate::dial::{DialError, Dialer};
 use crate::metrics::Metrics;
 use crate::proxy::{self, Proxy, Stop};
-use crate::replica::{Replica, Rest, Topology, TopologyKind};
+use crate::replica::{Replica, Rest};
 use crate::{admin, control, monitor};
 
 mod descriptors;
@@ -164,6 +164,7 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
         control::Wires {
             inputs: evidence,
             feedback: from_workers,
+            layouts: monitor.layouts(),
             policies: new_policies,
             routes,
             progress,
@@ -223,23 +224,6 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
     Ok(())
 }
 
-/// What is configured of a replica's shards, as the monitor asks for it.
-fn sharding(topology: &Topology) -> monitor::Sharding {
-    monitor::Sharding {
-        topology: match topology.kind {
-            TopologyKind::Auto => monitor::Topology::Auto,
-            TopologyKind::Single => monitor::Topology::Single,
-            TopologyKind::Cluster => monitor::Topology::Cluster,
-        },
-        shards: topology.shards,
-        address_map: topology
-            .address_map
-            .iter()
-            .map(|pair| (pair.announced.to_string(), pair.reachable.to_string()))
-            .collect(),
-    }
-}
-
 /// What the monitor is to watch.
 fn targets(replicas: &[(Replica, Dialer)]) -> Result<Vec<monitor::Target>, Error> {
     let target = |(replica, dialer): &(Replica, Dialer)| {
@@ -250,7 +234,7 @@ fn targets(replicas: &[(Replica, Dialer)]) -> Result<Vec<monitor::Target>, Error
             id: replica.id,
             name: Arc::clone(&replica.name),
             dialer: dialer.clone(),
-            sharding: sharding(&replica.topology),
+            topology: replica.topology.clone(),
             rest: rest.map_err(|source| Error::Replica {
                 replica: replica.name.to_string(),
                 source,

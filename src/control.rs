@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 
 use crate::decision::{Engine, Input, Member, Policy, Request};
 use crate::metrics::Metrics;
-use crate::replica::ReplicaId;
+use crate::replica::{Layout, ReplicaId};
 use crate::route::{Feedback, Progress, Route};
 
 mod drain;
@@ -81,6 +81,8 @@ pub struct Wires {
     pub inputs: mpsc::Receiver<Input>,
     /// From all workers. Unbounded, so that a worker never waits for control; workers limit its rate themselves.
     pub feedback: mpsc::UnboundedReceiver<Feedback>,
+    /// How the replicas are divided, by [`ReplicaId`]: for people. The engine learns of it by [`Input::Layout`].
+    pub layouts: watch::Receiver<Arc<[Layout]>>,
     /// Policies that replace [`Setup::policy`] while running.
     pub policies: watch::Receiver<Policy>,
     /// To the workers; `None` until the first route.
@@ -127,7 +129,12 @@ pub fn spawn(setup: Setup, wires: Wires) -> (Handle, JoinHandle<()>) {
     let anchor = Anchor::take(now);
     let replicas = setup.members.len();
     let engine = Engine::new(setup.policy, setup.members, pin, now);
-    let first = view::status(&engine.snapshot(now), &names, anchor);
+    let mut layouts = wires.layouts;
+    let known = Arc::clone(&layouts.borrow_and_update());
+    for (id, layout) in (0_u8..).map(ReplicaId).zip(&*known) {
+        wires.metrics.control.shards(id, layout.len());
+    }
+    let first = view::status(&engine.snapshot(now), &names, &known, anchor);
     let (status, statuses) = watch::channel(Arc::new(first));
     let (events, _) = broadcast::channel(EVENTS);
     let (requests, asks) = mpsc::channel(REQUESTS);
@@ -141,6 +148,7 @@ pub fn spawn(setup: Setup, wires: Wires) -> (Handle, JoinHandle<()>) {
     let sources = Sources {
         inputs: wires.inputs,
         feedback: wires.feedback,
+        layouts,
         policies: wires.policies,
         asks,
         saved,
@@ -149,6 +157,7 @@ pub fn spawn(setup: Setup, wires: Wires) -> (Handle, JoinHandle<()>) {
     let control = Control::new(
         engine,
         names,
+        known,
         anchor,
         drain::Drain::new(setup.workers),
         shell::Sinks {

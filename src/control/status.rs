@@ -70,6 +70,12 @@ pub struct RestStatus {
 pub struct ShardStatus {
     /// Its number.
     pub id: u16,
+    /// The slots that it owns, as servers write them: `0-5460`, or several with commas between.
+    #[serde(default)]
+    pub slots: String,
+    /// Where it is reached, when it has an address of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
     /// Whether its own echo passes.
     pub echo: bool,
     /// Whether it accepts writes; `null` before the first write probe.
@@ -148,7 +154,7 @@ pub struct EventRecord {
     pub id: u64,
     /// When.
     pub at: u64,
-    /// `health`, `fitness`, `link`, `rest`, `switch`, `move`, `failback`, `tilt`, `pin`, `route`.
+    /// `health`, `fitness`, `link`, `layout`, `rest`, `switch`, `move`, `failback`, `tilt`, `pin`, `route`.
     pub kind: String,
     /// One sentence for people.
     pub message: String,
