@@ -76,7 +76,7 @@ struct Run {
     /// Regions whose applications bypass the relay, for measurements.
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     direct: Vec<String>,
-    /// How the regions are divided: plain (one server each) or front (servers behind one address).
+    /// How the regions are divided: plain (one server each), front (servers behind one address) or cluster.
     #[arg(long, value_parser = form, default_value = "plain")]
     form: Form,
     /// Servers of each region: one number for all, or one for each.
@@ -85,6 +85,9 @@ struct Run {
     /// Let fronts refuse CLUSTER, as an endpoint does whose cluster API is switched off.
     #[arg(long)]
     no_cluster_api: bool,
+    /// Let a cluster's nodes announce their own addresses instead of their relays'.
+    #[arg(long)]
+    announce_servers: bool,
     /// Print one line of JSON (the control's address, and what GET /status answers) instead of text.
     #[arg(long)]
     json: bool,
@@ -148,6 +151,7 @@ async fn run_rig(run: Run) -> anyhow::Result<()> {
     };
     options.password = run.password;
     (options.form, options.shards) = (run.form, run.shards);
+    options.announce_servers = run.announce_servers;
     options.cluster_api = !run.no_cluster_api;
     options.direct = run.direct.into_iter().collect();
     let listener = tokio::net::TcpListener::bind(run.control)

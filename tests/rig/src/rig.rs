@@ -99,9 +99,10 @@ impl Rig {
         for region in &mut rig.regions {
             region.learn(&rig.commands, options.cluster_api);
         }
+        try_join_all(rig.regions.iter().map(Region::form_cluster)).await?;
         rig.begin_equal().await?;
         try_join_all(rig.regions.iter().map(Region::open)).await?;
-        rig.connect();
+        rig.connect().await?;
         rig.wait_converged(Duration::from_secs(20))
             .await
             .context("the links do not stand")?;

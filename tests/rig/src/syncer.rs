@@ -20,8 +20,10 @@ pub(crate) mod scripts;
 mod server;
 mod session;
 mod stream;
+mod tape;
 mod wide;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -34,6 +36,7 @@ use crate::slots::SlotRange;
 pub(crate) use scope::{Division, Scope};
 use scripts::BooksOf;
 pub(crate) use server::RefusalLock;
+pub(crate) use tape::Tape;
 
 /// Wait before the next try after a failure: the first, and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
@@ -86,7 +89,7 @@ pub enum SyncerState {
     Copying,
     /// Attached, applying effects as they come.
     Streaming,
-    /// Cut by the operator; keeps its place.
+    /// Cut by the operator, or held while slots move; keeps its place.
     Cut,
 }
 
@@ -130,15 +133,26 @@ pub(crate) struct LinkControl {
     pub(crate) delay: Duration,
     /// Grows with each order that ends or begins a flapping: a flapping of an older order changes nothing any more.
     pub(crate) order: u64,
+    /// Held by the rig itself while a cell moves; healing does not end it.
+    pub(crate) held: bool,
+    /// What belongs to no cell of the source is for this syncer.
+    pub(crate) rest: bool,
 }
 
 impl LinkControl {
     /// Without faults.
     pub(crate) fn heal(&mut self) {
         *self = Self {
+            cut: false,
+            delay: Duration::ZERO,
             order: self.order + 1,
-            ..Self::default()
+            ..*self
         };
+    }
+
+    /// Whether nothing may pass.
+    fn stopped(&self) -> bool {
+        self.cut || self.held
     }
 }
 
@@ -151,6 +165,8 @@ pub(crate) struct Side {
     pub(crate) shard: usize,
     pub(crate) endpoint: Endpoint,
     pub(crate) refusals: RefusalLock,
+    /// Where its messages are, when they are not in its stream.
+    pub(crate) tape: Option<Arc<Tape>>,
 }
 
 impl Side {
@@ -161,6 +177,7 @@ impl Side {
             shard: 0,
             endpoint,
             refusals: RefusalLock::default(),
+            tape: None,
         }
     }
 }
@@ -192,11 +209,11 @@ impl Syncer {
     /// in the destination's books: give the same ones each time, and the same ones to the syncer of the other direction.
     pub fn between(from_name: &str, from: Endpoint, to_name: &str, to: Endpoint) -> Self {
         let (from, to) = (Side::alone(from_name, from), Side::alone(to_name, to));
-        Self::spawn(from, to, Scope::everything())
+        Self::spawn(from, to, Scope::everything(), LinkControl::default())
     }
 
-    pub(crate) fn spawn(from: Side, to: Side, scope: Scope) -> Self {
-        let (control, wanted) = watch::channel(LinkControl::default());
+    pub(crate) fn spawn(from: Side, to: Side, scope: Scope, control: LinkControl) -> Self {
+        let (control, wanted) = watch::channel(control);
         let (progress, status) = watch::channel(SyncerStatus {
             from: from.region.clone(),
             from_shard: from.shard,
@@ -215,6 +232,7 @@ impl Syncer {
         });
         let task = tokio::spawn(
             Link {
+                played: from.tape.as_ref().map_or(0, |tape| *tape.end().borrow()),
                 books_of: BooksOf::cell(scope.cell),
                 from,
                 to,
@@ -244,10 +262,20 @@ impl Syncer {
 
     /// Cuts the link, and returns once nothing more can get through.
     pub(crate) async fn cut(&self) {
-        self.control.send_modify(|wanted| {
+        self.stop(|wanted| {
             wanted.cut = true;
             wanted.order += 1;
-        });
+        })
+        .await;
+    }
+
+    /// As a cut, but not the operator's: healing does not end it.
+    pub(crate) async fn hold(&self) {
+        self.stop(|wanted| wanted.held = true).await;
+    }
+
+    async fn stop(&self, order: impl FnOnce(&mut LinkControl)) {
+        self.control.send_modify(order);
         // An error means that the task is gone: then nothing gets through either.
         let _ = self
             .status
@@ -299,15 +327,17 @@ struct Link {
     progress: watch::Sender<SyncerStatus>,
     /// Where we stood when the destination's process was last seen: lets us tell a FLUSHALL from a loss of all data.
     seen: Option<session::Seen>,
+    /// The number of the next message of the source's tape.
+    played: u64,
 }
 
 impl Link {
     async fn run(mut self) {
         let mut wait = RETRY.0;
         loop {
-            if self.wanted.borrow_and_update().cut {
+            if self.wanted.borrow_and_update().stopped() {
                 self.set_state(SyncerState::Cut);
-                if self.wanted.wait_for(|wanted| !wanted.cut).await.is_err() {
+                if self.wanted.wait_for(|wanted| !wanted.stopped()).await.is_err() {
                     return;
                 }
             }

@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::books::{Books, field};
 use super::position::Position;
 use super::server::{Applied, Server};
 use super::stream::{Effect, Psync, SourceStream, Unit};
-use super::{Link, SyncError, SyncerState};
+use super::tape::Message;
+use super::{Link, LinkControl, SyncError, SyncerState};
 
 /// A source hears from us this often (as a replica of its own would tell it).
 const ACK_EVERY: Duration = Duration::from_millis(500);
@@ -54,7 +56,7 @@ impl Link {
         let mut wanted = self.wanted.clone();
         let attached = tokio::select! {
             attached = self.attach() => attached,
-            _ = wanted.wait_for(|wanted| wanted.cut) => return SyncError::Cut,
+            _ = wanted.wait_for(LinkControl::stopped) => return SyncError::Cut,
         };
         let attached = match attached {
             Ok(attached) => attached,
@@ -149,20 +151,32 @@ impl Link {
         let mut heard = Instant::now();
         let mut wanted = self.wanted.clone();
         let mut link = *wanted.borrow_and_update();
-        if link.cut {
+        if link.stopped() {
             return Err(SyncError::Cut);
         }
+        // How far the stream and the tape have been read; what is due goes further.
+        let (mut reached, mut played) = (outbox.acked.clone(), self.played);
+        let mut tape = self.from.tape.as_ref().map(|tape| tape.end());
         self.record(&run, &outbox);
         self.set_state(SyncerState::Streaming);
         loop {
             while let Some(mut unit) = stream.next_unit()? {
-                self.scope.narrow(&mut unit);
+                (reached.offset, reached.db) = (unit.end, unit.db);
+                self.scope.narrow(&mut unit, link.rest);
                 outbox.push(unit, Instant::now());
+            }
+            while let Some(message) = self.next_message(played, &reached) {
+                played = message.number + 1;
+                if self.scope.hears(&message, link.rest) {
+                    outbox.push(Unit::message(message, &reached), Instant::now());
+                }
             }
             if in_flight.is_none()
                 && let Some(batch) = outbox.take_due(Instant::now(), link.delay)
             {
                 let before = outbox.recorded.clone();
+                // Rather lost than twice: what becomes of the batch may stay unknown.
+                self.played = batch.played.unwrap_or(self.played);
                 let (mut server, field) = (destination.clone(), books_field.clone());
                 in_flight = Some(Box::pin(async move {
                     server
@@ -190,6 +204,7 @@ impl Link {
                     outbox.done();
                 }
                 () = until(due) => {}
+                () = more(&mut tape) => {}
                 _ = canary.read_u8() => return Err(SyncError::Destination(std::io::ErrorKind::UnexpectedEof.into())),
                 _ = acks.tick() => {
                     if heard.elapsed() > SOURCE_SILENCE {
@@ -199,7 +214,7 @@ impl Link {
                 }
                 changed = wanted.changed() => {
                     link = *wanted.borrow_and_update();
-                    if changed.is_err() || link.cut {
+                    if changed.is_err() || link.stopped() {
                         if in_flight.is_some()
                             && let Ok(Ok(applied)) = timeout(LAST_BATCH, finish(&mut in_flight)).await
                         {
@@ -212,6 +227,13 @@ impl Link {
                 }
             }
         }
+    }
+
+    /// The next message of the source's tape, once the stream is read as far as when it was published.
+    fn next_message(&self, number: u64, reached: &Position) -> Option<Message> {
+        let message = self.from.tape.as_ref()?.from(number)?;
+        let due = *message.id != *reached.id || message.offset <= reached.offset;
+        due.then_some(message)
     }
 
     fn record(&mut self, run: &str, outbox: &Outbox) {
@@ -263,6 +285,16 @@ async fn finish(in_flight: &mut Option<InFlight>) -> Result<Applied, SyncError> 
     }
 }
 
+async fn more(tape: &mut Option<watch::Receiver<u64>>) {
+    if let Some(end) = tape
+        && end.changed().await.is_ok()
+    {
+        return;
+    }
+    // No tape, or one that has ended: nothing more comes.
+    pending::<()>().await;
+}
+
 async fn until(due: Option<Instant>) {
     match due {
         Some(due) => sleep_until(due).await,
@@ -296,6 +328,8 @@ struct Sent {
 struct Batch {
     after: Position,
     effects: Vec<Effect>,
+    /// The number after that of its last message of the tape.
+    played: Option<u64>,
 }
 
 impl Outbox {
@@ -326,7 +360,7 @@ impl Outbox {
     fn take_due(&mut self, now: Instant, delay: Duration) -> Option<Batch> {
         debug_assert!(self.sent.is_none());
         let (mut after, mut effects) = (self.acked.clone(), Vec::new());
-        let (mut bytes, mut refused) = (0, 0);
+        let (mut bytes, mut refused, mut played) = (0, 0, None);
         while let Some((arrived, unit)) = self.waiting.front() {
             let more = effects.len() + unit.effects.len();
             if *arrived + delay > now
@@ -340,6 +374,7 @@ impl Outbox {
             self.bytes -= weight(&unit);
             bytes += weight(&unit);
             refused += unit.refused;
+            played = unit.message.map(|number| number + 1).or(played);
             (after.offset, after.db) = (unit.end, unit.db);
             effects.extend(unit.effects);
         }
@@ -352,7 +387,11 @@ impl Outbox {
             effects: effects.len(),
             refused,
         });
-        Some(Batch { after, effects })
+        Some(Batch {
+            after,
+            effects,
+            played,
+        })
     }
 
     /// The batch is acknowledged.
