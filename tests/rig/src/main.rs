@@ -57,7 +57,7 @@ The control API (POST unless said otherwise):
   /regions/NAME/kill | restart?keep=true | hang | unhang | loading?ms=2000 | stale?kind=min-replicas (or outbound)
     | unstale | out-of-memory | free-memory | pause-writes?ms=2000 | unpause | cut | stall
     | delay?to_server_ms=50&to_client_ms=50 | dribble?bytes=1&interval_ms=10 | half-open?dead=to-client (or to-server)
-    | heal-network | heal
+    | heal-network | heal | move-slots?slots=0-99&to_shard=1
   /links/FROM/TO/cut | heal | delay?ms=200 | flap?period_ms=1000
 Where regions have shards, &shard=1 names one of a region, &from_shard=1 and &to_shard=0 those of a link.")]
 struct Run {

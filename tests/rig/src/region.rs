@@ -215,6 +215,12 @@ impl Region {
         owners.of(slot)
     }
 
+    /// Gives back the former ones.
+    pub(crate) fn replace_owners(&self, owners: Owners) -> Owners {
+        let mut place = self.owners.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *place, owners)
+    }
+
     /// Who owns which slot, now and later.
     pub(crate) fn owners_shared(&self) -> &Arc<RwLock<Owners>> {
         &self.owners

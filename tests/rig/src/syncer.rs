@@ -36,6 +36,7 @@ use crate::slots::SlotRange;
 pub(crate) use scope::{Division, Scope};
 use scripts::BooksOf;
 pub(crate) use server::RefusalLock;
+use server::Server;
 pub(crate) use tape::Tape;
 
 /// Wait before the next try after a failure: the first, and the longest.
@@ -122,6 +123,8 @@ pub struct SyncerStatus {
     pub partial_resyncs: u64,
     /// Attachments that could not (`+FULLRESYNC`), followed by a copy.
     pub full_resyncs: u64,
+    /// The number of the next of the messages that are no part of the stream.
+    pub messages: u64,
     /// The latest error, kept after recovery.
     pub last_error: Option<String>,
 }
@@ -182,17 +185,31 @@ impl Side {
     }
 }
 
-/// Writes into `to`'s books of the cell that it has all of what the sources have now: true only when all of them are empty.
-/// With it no copy is needed at the start.
-pub(crate) async fn begin_equal(to: &Side, sources: &[Side], cell: SlotRange) -> anyhow::Result<()> {
+/// Writes into `to`'s books of the cell that it has all of what the sources have now: true only when they have nothing of
+/// the cell. With it no copy is needed at the start.
+pub(crate) async fn begin_equal(to: &Side, sources: &[Side], cell: SlotRange) -> Result<(), SyncError> {
     let books_of = BooksOf::cell(cell);
-    let mut here = server::Server::connect(to, &books_of).await?;
+    let mut here = Server::connect(to, &books_of).await?;
+    let known = here.books().await?.from;
     for side in sources {
-        let there = server::Server::connect(side, &books_of).await?.books().await?;
-        let place = there.lineage.at(there.lineage.offset, 0);
-        here.apply(&books::field(&side.id), None, &place, &[]).await?;
+        let there = Server::connect(side, &books_of).await?.lineage().await?;
+        let place = there.at(there.offset, 0);
+        let before = known.get(&side.id);
+        here.apply(&books::field(&side.id), before, &place, &[]).await?;
     }
     Ok(())
+}
+
+/// Divides the books of the cell: each part begins with what the cell has. Its syncers must be held.
+pub(crate) async fn split_books(at: &Side, cell: SlotRange, parts: &[SlotRange]) -> Result<(), SyncError> {
+    let mut server = Server::connect(at, &BooksOf::cell(cell)).await?;
+    server.split(parts).await.map(drop)
+}
+
+/// Strikes `source`, which has nothing of the cell any more, from the cell's books.
+pub(crate) async fn forget(at: &Side, source: &Side, cell: SlotRange) -> Result<(), SyncError> {
+    let mut server = Server::connect(at, &BooksOf::cell(cell)).await?;
+    server.forget(&books::field(&source.id)).await.map(drop)
 }
 
 /// A running syncer; dropping it ends it.
@@ -209,10 +226,11 @@ impl Syncer {
     /// in the destination's books: give the same ones each time, and the same ones to the syncer of the other direction.
     pub fn between(from_name: &str, from: Endpoint, to_name: &str, to: Endpoint) -> Self {
         let (from, to) = (Side::alone(from_name, from), Side::alone(to_name, to));
-        Self::spawn(from, to, Scope::everything(), LinkControl::default())
+        Self::spawn(from, to, Scope::everything(), LinkControl::default(), 0)
     }
 
-    pub(crate) fn spawn(from: Side, to: Side, scope: Scope, control: LinkControl) -> Self {
+    /// `messages` is the number of the first message of the source's tape that is for it.
+    pub(crate) fn spawn(from: Side, to: Side, scope: Scope, control: LinkControl, messages: u64) -> Self {
         let (control, wanted) = watch::channel(control);
         let (progress, status) = watch::channel(SyncerStatus {
             from: from.region.clone(),
@@ -228,11 +246,12 @@ impl Syncer {
             failed: 0,
             partial_resyncs: 0,
             full_resyncs: 0,
+            messages,
             last_error: None,
         });
         let task = tokio::spawn(
             Link {
-                played: from.tape.as_ref().map_or(0, |tape| *tape.end().borrow()),
+                played: messages,
                 books_of: BooksOf::cell(scope.cell),
                 from,
                 to,

@@ -16,6 +16,8 @@ mod links;
 mod network;
 #[path = "rig/replication.rs"]
 mod replication;
+#[path = "rig/reshard.rs"]
+mod reshard;
 #[path = "rig/resync.rs"]
 mod resync;
 #[path = "rig/servers.rs"]

@@ -1,4 +1,4 @@
-//! A region that is a cluster: how its nodes come together.
+//! A region that is a cluster: how its nodes come together, and how slots go from one to another.
 
 use std::time::Duration;
 
@@ -9,6 +9,8 @@ use tokio::time::Instant;
 use super::Region;
 use crate::options::Form;
 use crate::shard::Shard;
+use crate::slots::SlotRange;
+use crate::syncer::scripts::{MOVE_KEYS, of_server};
 
 /// A master that starts takes no writes for two seconds (`CLUSTER_WRITABLE_DELAY`), and others forgive a failure after three.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -74,4 +76,46 @@ impl Region {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
+
+    /// Moves a cell's keys from node to node, and its slots with them. Clients are sent after them meanwhile (`ASK`).
+    pub(crate) async fn move_keys(&self, cell: SlotRange, old: usize, new: usize) -> anyhow::Result<()> {
+        let (old, new) = (&self.shards[old], &self.shards[new]);
+        let (old_id, new_id) = (node_id(old).await?, node_id(new).await?);
+        let slots: Vec<String> = (cell.first..=cell.last).map(|slot| slot.to_string()).collect();
+        let set = async |shard: &Shard, words: &[&str]| {
+            let mut pipe = redis::pipe();
+            for slot in &slots {
+                pipe.cmd("CLUSTER").arg("SETSLOT").arg(slot).arg(words).ignore();
+            }
+            let mut connection = shard.control().connect(PATIENCE).await?;
+            pipe.query_async::<()>(&mut connection).await
+        };
+        set(new, &["IMPORTING", &old_id]).await?;
+        set(old, &["MIGRATING", &new_id]).await?;
+        let to = new.direct_addr();
+        let mut script = redis::cmd("EVAL");
+        script.arg(of_server(MOVE_KEYS)).arg(0);
+        let mut connection = old.control().connect(PATIENCE).await?;
+        for slot in &slots {
+            let mut moves = script.clone();
+            moves.arg(slot).arg(to.ip().to_string()).arg(to.port());
+            if let Some(password) = &self.password {
+                moves.arg("AUTH").arg(password);
+            }
+            while moves.query_async::<u32>(&mut connection).await? > 0 {}
+        }
+        // The new owner first: whoever asks the old one is still sent there.
+        let others = self
+            .shards
+            .iter()
+            .filter(|shard| ![old.name(), new.name()].contains(&shard.name()));
+        for shard in [new, old].into_iter().chain(others) {
+            set(shard, &["NODE", &new_id]).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn node_id(shard: &Shard) -> anyhow::Result<String> {
+    Ok(redis::from_redis_value(shard.order(&["CLUSTER", "MYID"]).await?)?)
 }

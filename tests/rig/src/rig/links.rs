@@ -38,14 +38,29 @@ pub(super) struct Links {
 
 /// Source region, destination region, first slot of the cell, number of the source: while a cell moves in its source's
 /// region, it has two.
-type Key = (String, String, u16, usize);
+pub(super) type Key = (String, String, u16, usize);
 
 impl Links {
+    /// Those that are meant, with their places.
+    pub(super) fn those(&self, meant: impl Fn(&SyncerStatus) -> bool) -> Vec<(Key, Arc<Syncer>)> {
+        let all = self.locked();
+        let those = all.iter().filter(|(_, syncer)| meant(&syncer.status()));
+        those
+            .map(|(key, syncer)| (key.clone(), Arc::clone(syncer)))
+            .collect()
+    }
+
     pub(super) fn all(&self) -> Vec<Arc<Syncer>> {
         self.locked().values().cloned().collect()
     }
 
-    fn locked(&self) -> MutexGuard<'_, BTreeMap<Key, Arc<Syncer>>> {
+    /// The number of the next message that the link's source is told to publish.
+    pub(super) fn told(&self, status: &SyncerStatus) -> u64 {
+        let tape = self.tapes.get(&(status.from.clone(), status.from_shard));
+        tape.map_or(0, |tape| *tape.end().borrow())
+    }
+
+    pub(super) fn locked(&self) -> MutexGuard<'_, BTreeMap<Key, Arc<Syncer>>> {
         self.syncers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -112,7 +127,7 @@ impl Rig {
                     rest: sources.insert(number),
                     ..LinkControl::default()
                 };
-                self.link_up((from, number), to, cell, control);
+                self.link_up((from, number), to, cell, control, None);
             }
         }
         Ok(())
@@ -130,11 +145,24 @@ impl Rig {
             .map(drop)
     }
 
-    /// Starts the link from that server to the cell's owner in `to`; one of the same place ends.
-    fn link_up(&self, from: (&Region, usize), to: &Region, cell: SlotRange, control: LinkControl) {
+    /// Starts the link from that server to the cell's owner in `to`; one of the same place ends. It goes on with the message
+    /// of its source that `predecessor` stopped at, or begins with the next one.
+    pub(super) fn link_up(
+        &self,
+        from: (&Region, usize),
+        to: &Region,
+        cell: SlotRange,
+        control: LinkControl,
+        predecessor: Option<&Syncer>,
+    ) {
         let (region, number) = from;
         let mut source = self.side(region, number, Way::Port);
         source.tape = self.links.tapes.get(&(region.name().to_owned(), number)).cloned();
+        let messages = match (predecessor, &source.tape) {
+            (Some(predecessor), _) => predecessor.status().messages,
+            (None, Some(tape)) => *tape.end().borrow(),
+            (None, None) => 0,
+        };
         let destination = self.side(to, to.owner(cell.first), Way::Port);
         let scope = match region.form() {
             Form::Plain => Scope::everything(),
@@ -148,12 +176,12 @@ impl Rig {
             },
         };
         let key = (region.name().to_owned(), to.name().to_owned(), cell.first, number);
-        let syncer = Syncer::spawn(source, destination, scope, control);
+        let syncer = Syncer::spawn(source, destination, scope, control, messages);
         self.links.locked().insert(key, Arc::new(syncer));
     }
 
     /// The region's server of that number.
-    fn side(&self, region: &Region, number: usize, way: Way) -> Side {
+    pub(super) fn side(&self, region: &Region, number: usize, way: Way) -> Side {
         let shard = region.shard(number);
         let endpoint = match way {
             Way::Inside => shard.control(),
@@ -271,7 +299,8 @@ impl Rig {
             let caught_up = status.state == SyncerState::Streaming
                 && info_field(source, "master_replid") == Some(&*status.replid)
                 && info_field(here, "run_id") == Some(&*status.to_run)
-                && wanted.is_some_and(|offset| status.offset >= offset);
+                && wanted.is_some_and(|offset| status.offset >= offset)
+                && status.messages >= self.links.told(&status);
             if !caught_up {
                 behind.push(format!(
                     "{} to {} is {:?} at {} of {}, slots {} (last error: {})",
@@ -291,7 +320,7 @@ impl Rig {
 
 /// How the rig itself reaches a server.
 #[derive(Clone, Copy)]
-enum Way {
+pub(super) enum Way {
     /// Past the port, which may be closed.
     Inside,
     Port,

@@ -107,6 +107,8 @@ impl Process {
             ("enabled", "yes".to_owned()),
             ("require-full-coverage", "no".to_owned()),
             ("node-timeout", CLUSTER_NODE_TIMEOUT.as_millis().to_string()),
+            // A master that gives its last slot away stays one.
+            ("allow-replica-migration", "no".to_owned()),
             ("port", bus.port().to_string()),
             ("announce-bus-port", bus.port().to_string()),
             ("announce-ip", announced.ip().to_string()),

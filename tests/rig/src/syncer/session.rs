@@ -167,16 +167,13 @@ impl Link {
             }
             while let Some(message) = self.next_message(played, &reached) {
                 played = message.number + 1;
-                if self.scope.hears(&message, link.rest) {
-                    outbox.push(Unit::message(message, &reached), Instant::now());
-                }
+                let hears = self.scope.hears(&message, link.rest);
+                outbox.push(Unit::message(message, hears, &reached), Instant::now());
             }
             if in_flight.is_none()
                 && let Some(batch) = outbox.take_due(Instant::now(), link.delay)
             {
                 let before = outbox.recorded.clone();
-                // Rather lost than twice: what becomes of the batch may stay unknown.
-                self.played = batch.played.unwrap_or(self.played);
                 let (mut server, field) = (destination.clone(), books_field.clone());
                 in_flight = Some(Box::pin(async move {
                     server
@@ -184,6 +181,8 @@ impl Link {
                         .await
                 }));
             }
+            // What is sent is played. Rather lost than twice: what becomes of a batch may stay unknown.
+            self.played = outbox.played.unwrap_or(self.played);
             if outbox.ack_owed() {
                 stream.ack(outbox.acked.offset).await?;
             }
@@ -241,6 +240,9 @@ impl Link {
             .seen
             .as_ref()
             .is_some_and(|seen| seen.position == outbox.acked && seen.run == run);
+        if self.progress.borrow().messages != self.played {
+            self.progress.send_modify(|status| status.messages = self.played);
+        }
         if !same {
             self.seen = Some(Seen {
                 run: run.to_owned(),
@@ -315,6 +317,8 @@ struct Outbox {
     recorded: Option<Position>,
     /// The source waits to hear that we are here.
     ack_wanted_at: Option<u64>,
+    /// The number after that of the last message of the tape that was taken out.
+    played: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -328,8 +332,6 @@ struct Sent {
 struct Batch {
     after: Position,
     effects: Vec<Effect>,
-    /// The number after that of its last message of the tape.
-    played: Option<u64>,
 }
 
 impl Outbox {
@@ -341,6 +343,7 @@ impl Outbox {
             acked,
             recorded,
             ack_wanted_at: None,
+            played: None,
         }
     }
 
@@ -360,7 +363,7 @@ impl Outbox {
     fn take_due(&mut self, now: Instant, delay: Duration) -> Option<Batch> {
         debug_assert!(self.sent.is_none());
         let (mut after, mut effects) = (self.acked.clone(), Vec::new());
-        let (mut bytes, mut refused, mut played) = (0, 0, None);
+        let (mut bytes, mut refused) = (0, 0);
         while let Some((arrived, unit)) = self.waiting.front() {
             let more = effects.len() + unit.effects.len();
             if *arrived + delay > now
@@ -374,7 +377,7 @@ impl Outbox {
             self.bytes -= weight(&unit);
             bytes += weight(&unit);
             refused += unit.refused;
-            played = unit.message.map(|number| number + 1).or(played);
+            self.played = unit.message.map(|number| number + 1).or(self.played);
             (after.offset, after.db) = (unit.end, unit.db);
             effects.extend(unit.effects);
         }
@@ -387,11 +390,7 @@ impl Outbox {
             effects: effects.len(),
             refused,
         });
-        Some(Batch {
-            after,
-            effects,
-            played,
-        })
+        Some(Batch { after, effects })
     }
 
     /// The batch is acknowledged.

@@ -69,11 +69,11 @@ pub(super) struct Unit {
 }
 
 impl Unit {
-    /// A message that is due where the stream has reached.
-    pub(super) fn message(message: Message, reached: &Position) -> Self {
+    /// A message that is due where the stream has reached; without effect when somebody else `hears` it.
+    pub(super) fn message(message: Message, hears: bool, reached: &Position) -> Self {
         Self {
             message: Some(message.number),
-            effects: vec![message.effect],
+            effects: if hears { vec![message.effect] } else { Vec::new() },
             end: reached.offset,
             db: reached.db,
             ..Self::default()

@@ -101,7 +101,7 @@ impl Tape {
     }
 
     /// The number of the next message, and its changes.
-    pub(super) fn end(&self) -> watch::Receiver<u64> {
+    pub(crate) fn end(&self) -> watch::Receiver<u64> {
         self.end.clone()
     }
 
