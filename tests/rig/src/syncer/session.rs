@@ -231,8 +231,7 @@ impl Link {
     /// The next message of the source's tape, once the stream is read as far as when it was published.
     fn next_message(&self, number: u64, reached: &Position) -> Option<Message> {
         let message = self.from.tape.as_ref()?.from(number)?;
-        let due = *message.id != *reached.id || message.offset <= reached.offset;
-        due.then_some(message)
+        message.is_due(reached).then_some(message)
     }
 
     fn record(&mut self, run: &str, outbox: &Outbox) {

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::position::Lineage;
+use super::position::{Lineage, Position};
 use super::scripts::MARK;
 use super::stream::Effect;
 use crate::endpoint::Endpoint;
@@ -26,6 +26,8 @@ use crate::slots::{Owners, slot};
 const KEPT_MOST: usize = 16 << 20;
 /// Longest line of MONITOR that is believed: a command is as long as it likes.
 const LINE_MOST: usize = 256 << 20;
+/// Room for one read.
+const READ_SIZE: usize = 64 << 10;
 const RETRY: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -41,6 +43,14 @@ pub(super) struct Message {
     /// The source's replication id, and an offset that was reached after it was published.
     pub(super) id: Arc<str>,
     pub(super) offset: u64,
+}
+
+impl Message {
+    /// Whether a reader of the stream who has come so far has all that was written before it. Of another stream, which
+    /// has ended, nothing more comes.
+    pub(super) fn is_due(&self, reached: &Position) -> bool {
+        *self.id != *reached.id || self.offset <= reached.offset
+    }
 }
 
 #[derive(Debug, Default)]
@@ -138,10 +148,10 @@ impl Recorder {
         }
         socket.write_all(&command(&["MONITOR"])).await?;
         let mut asking = self.server.connect(PATIENCE).await?;
-        let (mut buffer, mut lines) = (BytesMut::new(), Lines::default());
+        let (mut incoming, mut lines) = (Incoming::default(), Lines::default());
         loop {
             let mut heard = Vec::new();
-            while let Some(line) = take_line(&mut buffer)? {
+            while let Some(line) = incoming.line()? {
                 match line.first() {
                     Some(b'-') => anyhow::bail!("{}", String::from_utf8_lossy(&line)),
                     // Those of AUTH and MONITOR look alike, but only what is after MONITOR's matters.
@@ -159,7 +169,8 @@ impl Recorder {
                     Lineage::parse(&info).ok_or_else(|| io::Error::other("INFO says too little"))?;
                 self.keep(heard, &lineage.id, lineage.offset);
             }
-            if socket.read_buf(&mut buffer).await? == 0 {
+            incoming.buffer.reserve(READ_SIZE);
+            if socket.read_buf(&mut incoming.buffer).await? == 0 {
                 anyhow::bail!("the node has ended");
             }
         }
@@ -196,19 +207,33 @@ fn weight(args: &[Bytes]) -> usize {
     args.iter().map(Bytes::len).sum::<usize>() + 128
 }
 
-fn take_line(buffer: &mut BytesMut) -> io::Result<Option<Bytes>> {
-    let Some(end) = buffer.iter().position(|&byte| byte == b'\n') else {
-        if buffer.len() > LINE_MOST {
-            return Err(io::Error::other("an endless line"));
+/// Bytes that become lines; where a long one has been searched for its end is remembered.
+#[derive(Debug, Default)]
+struct Incoming {
+    buffer: BytesMut,
+    searched: usize,
+}
+
+impl Incoming {
+    fn line(&mut self) -> io::Result<Option<Bytes>> {
+        let found = self.buffer[self.searched..]
+            .iter()
+            .position(|&byte| byte == b'\n');
+        let Some(end) = found else {
+            self.searched = self.buffer.len();
+            if self.searched > LINE_MOST {
+                return Err(io::Error::other("an endless line"));
+            }
+            return Ok(None);
+        };
+        let mut line = self.buffer.split_to(self.searched + end).freeze();
+        self.buffer.advance(1);
+        self.searched = 0;
+        if line.last() == Some(&b'\r') {
+            line.truncate(line.len() - 1);
         }
-        return Ok(None);
-    };
-    let mut line = buffer.split_to(end).freeze();
-    buffer.advance(1);
-    if line.last() == Some(&b'\r') {
-        line.truncate(line.len() - 1);
+        Ok(Some(line))
     }
-    Ok(Some(line))
 }
 
 /// What MONITOR's lines say, one after the other. Pure.
@@ -312,6 +337,27 @@ mod tests {
             ]),
             Vec::<Vec<Bytes>>::new()
         );
+    }
+
+    #[test]
+    fn a_message_waits_for_what_was_written_before_it() {
+        let message = Message {
+            number: 0,
+            effect: Effect { db: 0, args: vec![] },
+            slot: 0,
+            own: true,
+            id: "id".into(),
+            offset: 100,
+        };
+        let reached = |id: &str, offset| Position {
+            run: "run".to_owned(),
+            id: id.to_owned(),
+            offset,
+            db: 0,
+        };
+        assert!(!message.is_due(&reached("id", 99)));
+        assert!(message.is_due(&reached("id", 100)));
+        assert!(message.is_due(&reached("later", 0)), "its stream has ended");
     }
 
     #[test]

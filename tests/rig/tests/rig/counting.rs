@@ -204,8 +204,21 @@ pub(crate) async fn counts_survive_cuts(rig: Rig, regions: &[&str]) {
         "no server was disturbed"
     );
     counted_once(&rig, &counted).await;
+    keys_are_at_home(&rig).await;
     for link in rig.links(regions[0], regions[1]).unwrap() {
         assert_eq!((link.failed, link.full_resyncs), (0, 0), "{link:?}");
         assert!(link.applied > 0, "{link:?}");
+    }
+}
+
+/// Checks that every server holds its own keys and no others.
+pub(crate) async fn keys_are_at_home(rig: &Rig) {
+    for region in rig.regions() {
+        for (number, shard) in region.shards().iter().enumerate() {
+            let keys = shard.command(&["KEYS", "*"]).await.unwrap();
+            for key in redis::from_redis_value::<Vec<String>>(keys).unwrap() {
+                assert_eq!(region.shard_of(&key), number, "{}: {key}", region.name());
+            }
+        }
     }
 }

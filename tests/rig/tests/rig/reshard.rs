@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use redis::Value;
 use rig::{Rig, RigOptions, SlotRange, SyncerState};
 
-use crate::counting::{Counter, Follower, KEYS, counted_once, key, more_counts};
+use crate::counting::{Counter, Follower, KEYS, counted_once, key, keys_are_at_home, more_counts};
 use crate::support::{PATIENCE, Raw, SILENCE, converged, frame, name_in, start};
 
 /// The lower half of a shard's slots, less the first few: both of its ends are inside.
@@ -14,18 +14,6 @@ fn part(rig: &Rig, region: &str, shard: usize) -> SlotRange {
     SlotRange {
         first: own.first + 10,
         last: own.first + (own.last - own.first) / 2,
-    }
-}
-
-/// Checks that every server holds its own keys and no others.
-async fn keys_are_at_home(rig: &Rig) {
-    for region in rig.regions() {
-        for (number, shard) in region.shards().iter().enumerate() {
-            let keys = shard.command(&["KEYS", "*"]).await.unwrap();
-            for key in redis::from_redis_value::<Vec<String>>(keys).unwrap() {
-                assert_eq!(region.shard_of(&key), number, "{}: {key}", region.name());
-            }
-        }
     }
 }
 
