@@ -112,6 +112,7 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
 
     let (routes, route) = watch::channel(None);
     let (_progress, followed) = watch::channel(None);
+    let (_layouts, layouts) = watch::channel(Arc::from([]));
     let (feedback, from_workers) = mpsc::unbounded_channel();
     let settings = proxy::Settings {
         listener: Listener {
@@ -121,10 +122,17 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
         upstream: config.upstream.clone(),
         hold: config.hold.clone(),
         replicas: replicas.clone(),
+        split_requests: true,
         workers,
     };
-    let proxy = proxy::start(settings, &route, &followed, &feedback, &metrics)?;
-    drop(feedback);
+    let wires = proxy::Wires {
+        route,
+        progress: followed,
+        layouts,
+        feedback,
+    };
+    let proxy = proxy::start(settings, &wires, &metrics)?;
+    drop(wires);
 
     let (inputs, evidence) = mpsc::channel(INPUTS);
     let targets: Vec<monitor::Target> = replicas

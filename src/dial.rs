@@ -79,6 +79,31 @@ impl Dialer {
         })
     }
 
+    /// For another node of the same replica, at `address`: with the same TLS and credentials. The name that TLS verifies is
+    /// the configured one, if there is one, and else the address's own host.
+    ///
+    /// # Errors
+    /// [`DialError::Tls`] when TLS cannot verify such a name.
+    pub fn at(&self, address: &Address) -> Result<Dialer, DialError> {
+        let endpoint = Endpoint {
+            address: address.clone(),
+            ..(*self.shared.endpoint).clone()
+        };
+        let tls = match (&self.shared.tls, &endpoint.tls) {
+            (Some(setup), Some(tls)) => Some(TlsSetup {
+                connector: setup.connector.clone(),
+                server_name: tls::server_name(address, tls)?,
+            }),
+            _ => None,
+        };
+        Ok(Dialer {
+            shared: Arc::new(Shared {
+                endpoint: Arc::new(endpoint),
+                tls,
+            }),
+        })
+    }
+
     /// Where this dialer connects to.
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.shared.endpoint

@@ -199,6 +199,8 @@ impl Control {
                     self.engine.observe(Input::Drained { epoch: epoch.0 }, now);
                 }
             }
+            // The monitor's: it reads layouts.
+            Wake::Feedback(Feedback::Moved { .. }) => {}
             Wake::Feedback(Feedback::Link { replica, seen }) => {
                 let seen = passive(seen);
                 self.engine.observe(Input::Passive { replica, seen }, now);

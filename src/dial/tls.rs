@@ -25,16 +25,7 @@ const SYSTEM_STORES: [&str; 3] = [
 impl TlsSetup {
     pub(super) fn new(address: &Address, tls: &Tls) -> Result<TlsSetup, DialError> {
         let failed = |cause: String| DialError::new(DialErrorKind::Tls, address, cause);
-        let host = match (address, &tls.server_name) {
-            (Address::Unix(_), _) => {
-                return Err(failed("TLS over a unix socket is not supported".to_owned()));
-            }
-            (_, Some(name)) => name,
-            (Address::Tcp { host, .. }, None) => host,
-        };
-        let server_name = ServerName::try_from(host.clone())
-            .map_err(|_| failed(format!("`{host}` is neither a DNS name nor an IP address")))?;
-
+        let server_name = server_name(address, tls)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
@@ -69,6 +60,20 @@ impl TlsSetup {
             server_name,
         })
     }
+}
+
+/// The name that a certificate of the server at `address` has to be for.
+pub(super) fn server_name(address: &Address, tls: &Tls) -> Result<ServerName<'static>, DialError> {
+    let failed = |cause: String| DialError::new(DialErrorKind::Tls, address, cause);
+    let host = match (address, &tls.server_name) {
+        (Address::Unix(_), _) => {
+            return Err(failed("TLS over a unix socket is not supported".to_owned()));
+        }
+        (_, Some(name)) => name,
+        (Address::Tcp { host, .. }, None) => host,
+    };
+    ServerName::try_from(host.clone())
+        .map_err(|_| failed(format!("`{host}` is neither a DNS name nor an IP address")))
 }
 
 fn incomplete(path: &Path, cause: &str) -> DialError {
