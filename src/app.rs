@@ -122,7 +122,7 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
         upstream: config.upstream.clone(),
         hold: config.hold.clone(),
         replicas: replicas.clone(),
-        split_requests: true,
+        split_requests: config.cluster.split,
         workers,
     };
     let wires = proxy::Wires {

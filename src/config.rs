@@ -149,6 +149,8 @@ pub struct Config {
     pub listener: Listener,
     /// `[[replica]]`, in the order of the configuration; `replicas[i].id == ReplicaId(i)`. One to 16 of them.
     pub replicas: Vec<Replica>,
+    /// `[cluster]`
+    pub cluster: Cluster,
     /// `[upstream]` and the parts of `[detection]` that links need.
     pub upstream: Upstream,
     /// `[detection]`: what the monitor needs beyond `policy`.
@@ -192,6 +194,13 @@ impl fmt::Display for Bind {
             Bind::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
+}
+
+/// What applies to every sharded replica.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Cluster {
+    /// `split`: requests whose keys are in several slots (MGET, EXISTS, TOUCH, DEL, UNLINK, MSET) are carried out in parts.
+    pub split: bool,
 }
 
 /// Who shares upstream connections.

@@ -3,8 +3,10 @@
 //! Nothing here does any work; `dial` opens connections to an [`Endpoint`].
 
 mod layout;
+mod topology;
 
 pub use layout::{Cell, Layout, Shard, SlotRange, cells};
+pub use topology::{AddressPair, Topology, TopologyKind};
 
 use std::fmt;
 use std::path::PathBuf;
@@ -61,6 +63,8 @@ pub struct Replica {
     pub name: Arc<str>,
     /// Preference: the highest weight is the preferred replica; equal weights go by position.
     pub weight: u32,
+    /// How it is sharded.
+    pub topology: Topology,
     /// Where it is reached, and how.
     pub endpoint: Arc<Endpoint>,
 }

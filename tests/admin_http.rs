@@ -12,7 +12,7 @@ use pulsegate::control::status::{EventRecord, LinkStatus, ReplicaStatus, ShardSt
 use pulsegate::control::{Ask, Handle};
 use pulsegate::decision::Request;
 use pulsegate::metrics::Metrics;
-use pulsegate::replica::{Address, Endpoint, Replica, ReplicaId, Secret};
+use pulsegate::replica::{Address, Endpoint, Replica, ReplicaId, Secret, Topology};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -239,6 +239,7 @@ fn replica(id: u8, name: &str) -> Replica {
         id: ReplicaId(id),
         name: Arc::from(name),
         weight: 1,
+        topology: Topology::default(),
         endpoint: Arc::new(Endpoint {
             address: Address::Unix("/nowhere".into()),
             tls: None,

@@ -70,6 +70,10 @@ fn one(stream: &mut UnixStream, frame: &[u8]) -> Vec<u8> {
 }
 
 /// A cluster of one node that owns slots up to `last`.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "waits for the cluster to serve, with a deadline"
+)]
 fn cluster(last: u16) -> Server {
     // The cluster bus cannot do without a port of its own.
     let bus = TcpListener::bind("127.0.0.1:0")
@@ -97,12 +101,33 @@ fn cluster(last: u16) -> Server {
     server
 }
 
+fn keyslot(stream: &mut UnixStream, key: &[u8]) -> u16 {
+    let reply = one(stream, &encode_command(&[b"CLUSTER", b"KEYSLOT", key]));
+    std::str::from_utf8(reply_text(&reply).unwrap())
+        .unwrap()
+        .parse()
+        .unwrap()
+}
+
 fn with_subcommands() -> impl Iterator<Item = &'static CommandInfo> {
     command::all().iter().flat_map(|info| match info.is_container() {
         true => info.subcommands,
         false => std::slice::from_ref(info),
     })
 }
+
+/// Commands whose nonsense a node reads in another way than Pulsegate: words in the place of others, a count that is none.
+/// Only what the node refuses in any case counts as such.
+const LENIENT: &[&str] = &[
+    "georadius",
+    "georadiusbymember",
+    "migrate",
+    "xread",
+    "xreadgroup",
+    "zdiffstore",
+    "zinterstore",
+    "zunionstore",
+];
 
 /// Inside MULTI a node looks at slots and carries nothing out, so every command can be tried.
 #[test]
@@ -144,53 +169,48 @@ fn routes_and_refusals_are_those_of_a_node() {
         let keys = ask(&mut stream, &questions);
         for ((frame, said), keys) in frames.iter().zip(said.chunks_exact(3)).zip(keys) {
             assert_eq!((&said[0][..], &said[2][..]), (&b"+OK\r\n"[..], &b"+OK\r\n"[..]));
-            let context = || {
-                format!(
-                    "seed {seed}: {} answers {}",
-                    frame.escape_ascii(),
-                    said[1].escape_ascii()
-                )
-            };
-            match (error_code(&said[1]), plan(&router, frame)) {
-                (Some(b"CROSSSLOT" | b"CLUSTERDOWN"), Plan::Refused(error)) => {
-                    assert_eq!(error, said[1], "{}", context());
-                    crossing += usize::from(error.starts_with(b"-CROSSSLOT"));
-                    unowned += usize::from(error.starts_with(b"-CLUSTERDOWN"));
+            let plan = plan(&router, frame);
+            let agrees = match (error_code(&said[1]), &plan) {
+                (Some(b"CROSSSLOT"), Plan::Refused(error)) => {
+                    crossing += 1;
+                    *error == said[1]
                 }
-                // STORE where the unit belongs: the node has the last word.
-                (Some(b"CROSSSLOT" | b"CLUSTERDOWN"), Plan::One(_)) if info.name.starts_with("georadius") => {
+                (Some(b"CLUSTERDOWN"), Plan::Refused(error)) => {
+                    unowned += 1;
+                    *error == said[1]
                 }
-                (Some(b"CROSSSLOT" | b"CLUSTERDOWN"), other) => panic!("{other:?}, {}", context()),
+                (Some(b"CROSSSLOT" | b"CLUSTERDOWN"), _) => false,
                 // Newer servers' commands, a wrong number of arguments: any shard says so.
-                (Some(_), _) => {}
-                // An unknown option before STREAMS: refused in any case.
-                (None, Plan::Refused(_)) if info.name == "xread" => {
-                    assert!(error_code(&one(&mut stream, frame)).is_some(), "{}", context());
-                }
+                (Some(_), _) => true,
+                // COMMAND GETKEYS knows nothing of sharded channels.
+                (None, Plan::One(_)) if matches!(info.keys, KeySet::Routed(_)) => true,
                 (None, plan) => {
-                    // COMMAND GETKEYS says that PFMERGE with one key has none.
+                    // It says that PFMERGE with one key has none.
                     let alone = args(frame).nth(1).filter(|_| info.name == "pfmerge");
                     let first = reply_elements(&keys).next().and_then(reply_text).or(alone);
-                    let first =
-                        first.map(|key| one(&mut stream, &encode_command(&[b"CLUSTER", b"KEYSLOT", key])));
-                    let slot = first.map(|slot| {
-                        std::str::from_utf8(reply_text(&slot).unwrap())
-                            .unwrap()
-                            .parse()
-                            .unwrap()
-                    });
-                    match (slot.map(|slot| layout.owner(slot).unwrap()), plan) {
-                        (Some(owner), Plan::One(shard)) => {
-                            assert_eq!(shard, owner, "{}", context());
+                    let owner = first.and_then(|key| layout.owner(keyslot(&mut stream, key)));
+                    match (first, plan) {
+                        (Some(_), Plan::One(shard)) => {
                             routed += 1;
+                            owner == Some(*shard)
                         }
-                        // COMMAND GETKEYS knows nothing of sharded channels.
-                        (None, Plan::One(_)) if matches!(info.keys, KeySet::Routed(_)) => {}
-                        (None, Plan::Any) => {}
-                        (_, other) => panic!("{other:?}, {}", context()),
+                        (None, Plan::Any) => true,
+                        _ => false,
                     }
                 }
-            }
+            };
+            let strict = !LENIENT.contains(&info.name);
+            // Of several STOREs and STOREDISTs a node takes the last; Pulsegate wants all of them in one slot.
+            let stores = args(frame)
+                .filter(|word| word.to_ascii_uppercase().starts_with(b"STORE"))
+                .count();
+            let mut is_nonsense = || stores > 1 || error_code(&one(&mut stream, frame)).is_some();
+            assert!(
+                agrees || !strict && is_nonsense(),
+                "RESP_SEED={seed}: {plan:?} for {}, which answers {}",
+                frame.escape_ascii(),
+                said[1].escape_ascii()
+            );
         }
     }
     assert!(

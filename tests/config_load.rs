@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pulsegate::config::{self, Bind, Config, Flags, Loaded, LogFormat, Problems, Sources};
 use pulsegate::decision::{FailbackMode, OnFenceTimeout, OnIsolated};
-use pulsegate::replica::Address;
+use pulsegate::replica::{Address, Topology, TopologyKind};
 use tempfile::TempDir;
 
 /// Two replicas, which the cases below come after.
@@ -375,14 +375,112 @@ fn keys_of_parts_that_are_not_built_yet_are_refused_as_such() {
         replica("rest = {}"),
         ["p.toml:4: replica[0].rest: not built yet in this version"]
     );
-    assert_eq!(
-        replica("topology = \"cluster\""),
-        [
-            "p.toml:4: replica[0].topology = \"cluster\": not built yet in this version; write \"auto\" or \"single\""
-        ]
+}
+
+#[test]
+fn how_a_replica_is_sharded_reaches_it() {
+    let config = good(
+        "cluster = { split = false }\n\
+         [[replica]]\nname = \"a\"\nurl = \"redis://a\"\ntopology = \"cluster\"\n\
+         address_map = [\"10.0.0.5:6379=db1.example:7000\", \"[::1]:1 = [::2]:2\"]\n\
+         [[replica]]\nname = \"b\"\nurl = \"redis://b\"\ntopology = \"single\"\nshards = 6\n\
+         [[replica]]\nname = \"c\"\nurl = \"redis://c\"\naddress_map = \"x:1=y:2\"",
     );
-    assert_eq!(replica("topology = \"auto\""), Vec::<String>::new());
-    assert_eq!(replica("topology = \"single\""), Vec::<String>::new());
+    assert!(!config.cluster.split);
+    let [a, b, c] = &config.replicas[..] else {
+        panic!("three replicas")
+    };
+    let shown = |topology: &Topology| -> Vec<String> {
+        let pairs = topology.address_map.iter();
+        pairs
+            .map(|pair| format!("{}={}", pair.announced, pair.reachable))
+            .collect()
+    };
+    assert_eq!(
+        (a.topology.kind, a.topology.shards),
+        (TopologyKind::Cluster, None)
+    );
+    assert_eq!(
+        shown(&a.topology),
+        ["10.0.0.5:6379=db1.example:7000", "[::1]:1=[::2]:2"]
+    );
+    assert_eq!(
+        (b.topology.kind, b.topology.shards),
+        (TopologyKind::Single, Some(6))
+    );
+    assert_eq!((c.topology.kind, c.topology.shards), (TopologyKind::Auto, None));
+    assert_eq!(shown(&c.topology), ["x:1=y:2"]);
+    let config = good_with(
+        REPLICAS,
+        &[
+            ("PULSEGATE_REPLICA__1__ADDRESS_MAP", "u:1=v:2, w:3=x:4"),
+            ("PULSEGATE_CLUSTER__SPLIT", "false"),
+        ],
+        Flags::default(),
+    );
+    assert_eq!(shown(&config.replicas[1].topology), ["u:1=v:2", "w:3=x:4"]);
+    assert!(!config.cluster.split);
+    assert!(good(REPLICAS).cluster.split, "unless it is said otherwise");
+    assert_eq!(good(REPLICAS).replicas[0].topology, Topology::default());
+}
+
+#[test]
+fn what_is_said_of_shards_must_fit_together() {
+    let replica =
+        |url: &str, lines: &str| problems(&format!("[[replica]]\nname = \"a\"\nurl = \"{url}\"\n{lines}"));
+    for (url, lines, want) in [
+        (
+            "unix:///tmp/db",
+            "topology = \"cluster\"",
+            "replica[0].topology = \"cluster\": the nodes of a cluster are reached over TCP; give the url of one of them",
+        ),
+        (
+            "redis://a",
+            "topology = \"clusters\"",
+            "replica[0].topology = \"clusters\": did you mean \"cluster\"? write \"auto\", \"single\" or \"cluster\"",
+        ),
+        (
+            "redis://a",
+            "shards = 16385",
+            "replica[0].shards = 16385: must be from 0 to 16384",
+        ),
+        (
+            "redis://a",
+            "shards = 3\ntopology = \"cluster\"",
+            "replica[0].shards = 3: a cluster says itself which shards it has; remove this key, or set topology = \
+             \"single\"",
+        ),
+        (
+            "redis://a",
+            "address_map = [\"a:1\"]",
+            "replica[0].address_map[0] = \"a:1\": write \"ANNOUNCED=REACHABLE\", e.g. \
+             \"10.0.0.5:6379=db1.example:7000\"",
+        ),
+        (
+            "redis://a",
+            "address_map = [\"a:1=b:0\"]",
+            "replica[0].address_map[0] = \"a:1=b:0\": behind the =: the port is not a number from 1 to 65535",
+        ),
+        (
+            "redis://a",
+            "address_map = [\"=b:1\"]",
+            "replica[0].address_map[0] = \"=b:1\": before the =: the host is missing; write redis://HOST:PORT",
+        ),
+        (
+            "redis://a",
+            "address_map = [\"a:1=b:1\", \"a:1=c:1\"]",
+            "replica[0].address_map[1] = \"a:1=c:1\": the same announced address twice",
+        ),
+        (
+            "redis://a",
+            "address_map = [\"a:1=b:1\"]\ntopology = \"single\"",
+            "replica[0].address_map[0] = \"a:1=b:1\": has no use with topology = \"single\": only the url's own \
+             address is connected to",
+        ),
+    ] {
+        assert_eq!(replica(url, lines), [format!("p.toml:4: {want}")], "{lines}");
+    }
+    assert_eq!(replica("redis://a", "address_map = []"), Vec::<String>::new());
 }
 
 #[test]
@@ -410,7 +508,7 @@ fn unknown_keys_suggest_the_one_that_is_meant() {
         ),
         (
             "[zzz]\na = 1",
-            "2: zzz: unknown key; sections are listener, replica, upstream, detection, failover, failback, hold, admin, log, coordination",
+            "2: zzz: unknown key; sections are listener, replica, cluster, upstream, detection, failover, failback, hold, admin, log, coordination",
         ),
         (
             "[admin]\ntoken = \"x\"",
@@ -968,9 +1066,8 @@ fn the_example_sets_nothing_but_defaults() {
     assert_eq!(format!("{example:#?}"), format!("{minimal:#?}"));
 }
 
-/// Keys that change nothing by themselves: the first only permits, the others are equal in what they mean today, and
-/// the profile stands for the keys that it sets.
-const WITHOUT_EFFECT: &[&str] = &["listener.allow_open", "replica.topology", "detection.profile"];
+/// Keys that change nothing by themselves: the first only permits, and the profile stands for the keys that it sets.
+const WITHOUT_EFFECT: &[&str] = &["listener.allow_open", "detection.profile"];
 
 /// A value for each key that is not the base's.
 const OTHER_VALUES: &[(&str, &str)] = &[
@@ -985,6 +1082,10 @@ const OTHER_VALUES: &[(&str, &str)] = &[
     ("replica.weight", "7"),
     ("replica.username", "somebody"),
     ("replica.password_file", "{folder}/second"),
+    ("replica.topology", "cluster"),
+    ("replica.address_map", "a:1=b:1"),
+    ("replica.shards", "3"),
+    ("cluster.split", "false"),
     ("replica.tls.ca", "{folder}/second"),
     ("replica.tls.cert", "{folder}/second"),
     ("replica.tls.key", "{folder}/second"),

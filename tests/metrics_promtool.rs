@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use pulsegate::decision::{Health, ProbeKind, SwitchReason, Switched};
 use pulsegate::metrics::{Class, Metrics};
-use pulsegate::replica::{Address, Endpoint, Replica, ReplicaId, ShardId};
+use pulsegate::replica::{Address, Endpoint, Replica, ReplicaId, ShardId, Topology};
 
 /// Runs promtool on `scrape`: whether it was content, and all that it said.
 fn promtool(scrape: &str) -> (bool, String) {
@@ -33,6 +33,7 @@ fn replica(id: u8, name: &str) -> Replica {
         id: ReplicaId(id),
         name: Arc::from(name),
         weight: 1,
+        topology: Topology::default(),
         endpoint: Arc::new(Endpoint {
             address: Address::Unix("/nowhere".into()),
             tls: None,

@@ -9,7 +9,7 @@ use pulsegate::decision::{FailbackMode, Member, OnFenceTimeout, OnIsolated, Poli
 use pulsegate::dial::Dialer;
 use pulsegate::metrics::Metrics;
 use pulsegate::monitor::{Identity, Monitor, Settings, Target};
-use pulsegate::replica::{Address, Endpoint, Replica, ReplicaId};
+use pulsegate::replica::{Address, Endpoint, Replica, ReplicaId, Topology};
 use pulsegate::route::{Feedback, Route};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -59,6 +59,7 @@ impl Sidecar {
                 id,
                 name: name.into(),
                 weight: 100 - u32::from(id.0),
+                topology: Topology::default(),
                 endpoint: Arc::new(Endpoint {
                     address: Address::Tcp {
                         host: "127.0.0.1".to_owned(),

@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::problem::{Origin, Problem};
 use super::walk::{Given, Values};
 use super::{
-    Admin, Bind, Config, Detection, Hold, Listener, Log, LogFormat, Upstream, UpstreamMode, replicas, schema,
+    Admin, Bind, Cluster, Config, Detection, Hold, Listener, Log, LogFormat, Upstream, UpstreamMode,
+    replicas, schema,
 };
 use crate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, Policy};
 use crate::replica::{Address, Replica};
@@ -73,6 +74,9 @@ pub(super) fn assemble(findings: &mut Findings<'_>) -> Config {
     Config {
         listener,
         replicas,
+        cluster: Cluster {
+            split: values.switch("cluster.split"),
+        },
         upstream,
         detection,
         policy,
@@ -116,7 +120,8 @@ fn listener(findings: &mut Findings<'_>) -> Listener {
     }
 }
 
-fn said_of_given(findings: &mut Findings<'_>, given: &Given, text: &str) {
+/// Notes a problem with one value of a list.
+pub(super) fn said_of_given(findings: &mut Findings<'_>, given: &Given, text: &str) {
     findings.problems.push(Problem {
         origin: given.origin.clone(),
         subject: given.subject.clone(),

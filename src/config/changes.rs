@@ -33,6 +33,7 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
         let mut note = |key: &str, same: bool| note(&format!("replica[{i}].{key}"), false, same);
         note("name", a.name == b.name);
         note("weight", a.weight == b.weight);
+        let (of_a, of_b) = (&a.topology, &b.topology);
         let (a, b) = (&a.endpoint, &b.endpoint);
         note(
             "url",
@@ -46,6 +47,9 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
         note("username", a_is.and_then(user) == b_is.and_then(user));
         // Of the file's content, or of the url.
         note("password_file", a_is.map(password) == b_is.map(password));
+        note("topology", of_a.kind == of_b.kind);
+        note("address_map", of_a.address_map == of_b.address_map);
+        note("shards", of_a.shards == of_b.shards);
         if let (Some(a), Some(b)) = (&a.tls, &b.tls) {
             note("tls", a == b);
         }
@@ -53,6 +57,7 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
 
     let (a, b) = (&old.policy, &new.policy);
     let (links_a, links_b) = (&old.upstream, &new.upstream);
+    note("cluster.split", false, old.cluster == new.cluster);
     note("upstream.mode", false, links_a.mode == links_b.mode);
     let same = links_a.shared_links == links_b.shared_links;
     note("upstream.shared_links", false, same);

@@ -122,7 +122,7 @@ fn find(rest: &str) -> Result<(&'static schema::Key, usize), String> {
 
 /// Text of the environment as the kind of raw value that a file would have.
 fn read(kind: Kind, text: &str, origin: &Origin) -> Result<Raw, String> {
-    if !matches!(kind, Kind::Binds) {
+    if !kind.is_list() {
         return Ok(typed(kind, text));
     }
     if text.trim_start().starts_with('[') && text.contains(['"', '\'']) {

@@ -3,13 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::assemble::Findings;
+use super::assemble::{Findings, said_of_given};
 use super::env::MOST_REPLICAS;
 use super::flags::is_name;
 use super::problem::Problem;
 use super::url::Url;
 use super::value::{self, Value};
-use crate::replica::{Credentials, Endpoint, Replica, ReplicaId, Secret, Tls};
+use crate::replica::{
+    Address, AddressPair, Credentials, Endpoint, Replica, ReplicaId, Secret, Tls, Topology, TopologyKind,
+};
 
 /// Weight of the first replica without one; each later one has one less, so that the order is the preference.
 const FIRST_WEIGHT: u32 = 100;
@@ -76,6 +78,7 @@ fn replica(findings: &mut Findings<'_>, position: usize) -> Option<Replica> {
     // Looked at even when the URL is unusable, so that their problems come out at once.
     let tls = tls(findings, position, url);
     let credentials = credentials(findings, position, url);
+    let topology = topology(findings, position, url);
     let weight = match values.given_number(&at("weight")) {
         Some(weight) => u32::try_from(weight).unwrap_or(u32::MAX),
         None => FIRST_WEIGHT - u32::try_from(position).unwrap_or(0),
@@ -84,6 +87,7 @@ fn replica(findings: &mut Findings<'_>, position: usize) -> Option<Replica> {
         id: ReplicaId(u8::try_from(position).ok()?),
         name: Arc::from(name?),
         weight,
+        topology,
         endpoint: Arc::new(Endpoint {
             address: url?.address.clone(),
             tls,
@@ -174,6 +178,49 @@ fn tls(findings: &mut Findings<'_>, position: usize, url: Option<&Url>) -> Optio
         server_name: values.text(&at("server_name")).map(str::to_owned),
         insecure_skip_verify: insecure,
     })
+}
+
+fn topology(findings: &mut Findings<'_>, position: usize, url: Option<&Url>) -> Topology {
+    let values = findings.values;
+    let at = |key: &str| format!("replica[{position}].{key}");
+    let kind = match values.word(&at("topology")).as_str() {
+        "single" => TopologyKind::Single,
+        "cluster" => TopologyKind::Cluster,
+        _ => TopologyKind::Auto,
+    };
+    let is_unix = url.is_some_and(|url| matches!(url.address, Address::Unix(_)));
+    if kind == TopologyKind::Cluster && is_unix {
+        findings.problem(
+            &at("topology"),
+            "the nodes of a cluster are reached over TCP; give the url of one of them",
+        );
+    }
+    let shards = values.number(&at("shards"));
+    if kind == TopologyKind::Cluster && shards > 0 {
+        findings.problem(
+            &at("shards"),
+            "a cluster says itself which shards it has; remove this key, or set topology = \"single\"",
+        );
+    }
+    let list = at("address_map");
+    let mut address_map: Vec<AddressPair> = Vec::new();
+    for given in values.list(&list) {
+        let Value::AddressPair(pair) = &given.value else {
+            continue;
+        };
+        if kind == TopologyKind::Single {
+            let text = "has no use with topology = \"single\": only the url's own address is connected to";
+            said_of_given(findings, given, text);
+        } else if address_map.iter().any(|known| known.announced == pair.announced) {
+            said_of_given(findings, given, "the same announced address twice");
+        }
+        address_map.push(pair.clone());
+    }
+    Topology {
+        kind,
+        address_map,
+        shards: u16::try_from(shards).ok().filter(|shards| *shards > 0),
+    }
 }
 
 fn is_server_name(text: &str) -> bool {

@@ -27,6 +27,8 @@ pub(super) enum Kind {
     NewFile,
     /// One listening address or a list of them.
     Binds,
+    /// One `announced=reachable` pair of addresses or a list of them.
+    AddressPairs,
     /// One `ip:port`.
     Address,
     /// `redis://…`; errors never quote it whole.
@@ -47,6 +49,13 @@ pub(super) enum Kind {
     OneOfSome(&'static [&'static str], &'static [&'static str]),
     /// The key, and all below it, belongs to a part that is not built yet.
     NotBuilt,
+}
+
+impl Kind {
+    /// Whether several values can be given, in a list.
+    pub(super) fn is_list(self) -> bool {
+        matches!(self, Kind::Binds | Kind::AddressPairs)
+    }
 }
 
 const MINUTE: u64 = 60_000;
@@ -89,15 +98,18 @@ pub(super) const KEYS: &[Key] = &[
     bare("replica.password_file", Kind::File),
     key(
         "replica.topology",
-        Kind::OneOfSome(&["auto", "single"], &["cluster"]),
+        Kind::OneOf(&["auto", "single", "cluster"]),
         "auto",
     ),
+    bare("replica.address_map", Kind::AddressPairs),
+    key("replica.shards", Kind::Count(0, 16_384), "0"),
     bare("replica.tls.ca", Kind::File),
     bare("replica.tls.cert", Kind::File),
     bare("replica.tls.key", Kind::File),
     bare("replica.tls.server_name", Kind::Text),
     key("replica.tls.insecure_skip_verify", Kind::Switch, "false"),
     bare("replica.rest", Kind::NotBuilt),
+    key("cluster.split", Kind::Switch, "true"),
     key("upstream.mode", Kind::OneOf(&["shared", "dedicated"]), "shared"),
     key("upstream.shared_links", Kind::Count(1, 64), "1"),
     key(

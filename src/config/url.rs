@@ -107,7 +107,8 @@ fn parse_unix(rest: &str) -> Result<Url, String> {
 /// `sockaddr_un.sun_path` has 108 bytes on Linux, the last a NUL.
 pub(super) const SUN_PATH_MAX: usize = 107;
 
-fn parse_host_port(text: &str) -> Result<Address, String> {
+/// `HOST`, `HOST:PORT` or `[IPv6]:PORT`.
+pub(super) fn parse_host_port(text: &str) -> Result<Address, String> {
     let (host, port) = if let Some(rest) = text.strip_prefix('[') {
         let Some((host, port)) = rest.split_once(']') else {
             return Err("the ] after the IPv6 address is missing".to_owned());

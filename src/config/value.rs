@@ -10,6 +10,7 @@ use super::problem::nearest;
 use super::schema::Kind;
 use super::tree::Raw;
 use super::url::{self, SUN_PATH_MAX, Url};
+use crate::replica::AddressPair;
 
 /// What a key of a kind means. Lists of addresses are read item by item, as [`Value::Bind`]s.
 #[derive(Debug)]
@@ -20,6 +21,7 @@ pub(super) enum Value {
     Switch(bool),
     Bind(Bind),
     Address(SocketAddr),
+    AddressPair(AddressPair),
     Url(Url),
 }
 
@@ -34,6 +36,7 @@ pub(super) fn read(kind: Kind, raw: &Raw) -> Result<Value, String> {
         Kind::File => readable_file(text(raw)?).map(Value::Text),
         Kind::NewFile => new_file(text(raw)?).map(Value::Text),
         Kind::Binds => bind(text(raw)?).map(Value::Bind),
+        Kind::AddressPairs => pair(text(raw)?).map(Value::AddressPair),
         Kind::Address => address(text(raw)?)
             .map_err(|why| format!(r#"{why}; write e.g. "127.0.0.1:9379""#))
             .map(Value::Address),
@@ -179,6 +182,19 @@ fn bind(text: &str) -> Result<Bind, String> {
     address(text)
         .map(Bind::Tcp)
         .map_err(|why| format!("{why}; {BIND}"))
+}
+
+fn pair(text: &str) -> Result<AddressPair, String> {
+    let Some((announced, reachable)) = text.split_once('=') else {
+        return Err(r#"write "ANNOUNCED=REACHABLE", e.g. "10.0.0.5:6379=db1.example:7000""#.to_owned());
+    };
+    let node = |side: &str, text: &str| {
+        url::parse_host_port(text.trim()).map_err(|why| format!("{side} the =: {why}"))
+    };
+    Ok(AddressPair {
+        announced: node("before", announced)?,
+        reachable: node("behind", reachable)?,
+    })
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {

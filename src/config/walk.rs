@@ -97,8 +97,8 @@ impl Walk<'_> {
 
     fn key(&mut self, kind: Kind, entry: &Entry, shown: &str) {
         match (kind, &entry.raw) {
-            (Kind::Binds, Raw::List(items)) => {
-                if items.is_empty() {
+            (kind, Raw::List(items)) if kind.is_list() => {
+                if items.is_empty() && matches!(kind, Kind::Binds) {
                     let text = "at least one address is needed".to_owned();
                     self.values.bad.insert(shown.to_owned());
                     self.problem(&entry.origin, format!("{shown} = []"), text);
@@ -107,7 +107,7 @@ impl Walk<'_> {
                     self.value(kind, item, &format!("{shown}[{i}]"));
                 }
             }
-            (Kind::Binds, _) => self.value(kind, entry, &format!("{shown}[0]")),
+            (kind, _) if kind.is_list() => self.value(kind, entry, &format!("{shown}[0]")),
             _ => self.value(kind, entry, shown),
         }
     }
@@ -252,21 +252,25 @@ impl Values {
         }
     }
 
+    /// The values of list `path` that could be read.
+    pub(super) fn list<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a Given> {
+        (0..)
+            .map(move |i| format!("{path}[{i}]"))
+            .map_while(|item| match self.given(&item) {
+                None if self.is_bad(&item) => Some(None),
+                None => None,
+                given => Some(given),
+            })
+            .flatten()
+    }
+
     /// The addresses of `path` with where each was given; its default when nothing was.
-    pub(super) fn binds(&self, path: &str) -> Vec<(Bind, Option<&Given>)> {
-        let mut binds = Vec::new();
-        for i in 0.. {
-            let item = format!("{path}[{i}]");
-            match self.given(&item) {
-                Some(given) => {
-                    if let Value::Bind(bind) = &given.value {
-                        binds.push((bind.clone(), Some(given)));
-                    }
-                }
-                None if self.is_bad(&item) => {}
-                None => break,
-            }
-        }
+    pub(super) fn binds<'a>(&'a self, path: &'a str) -> Vec<(Bind, Option<&'a Given>)> {
+        let of_given = |given: &'a Given| match &given.value {
+            Value::Bind(bind) => Some((bind.clone(), Some(given))),
+            _ => None,
+        };
+        let mut binds: Vec<_> = self.list(path).filter_map(of_given).collect();
         let is_given = !binds.is_empty() || self.is_bad(path) || self.is_bad(&format!("{path}[0]"));
         if !is_given && let Value::Bind(bind) = default_of(path) {
             binds.push((bind, None));
@@ -281,7 +285,9 @@ impl Values {
             Some(Value::Number(value)) => Value::Number(*value),
             Some(Value::Switch(value)) => Value::Switch(*value),
             Some(Value::Address(value)) => Value::Address(*value),
-            Some(Value::Bind(_) | Value::Url(_)) | None => default_of(&schema_path(path)),
+            Some(Value::Bind(_) | Value::AddressPair(_) | Value::Url(_)) | None => {
+                default_of(&schema_path(path))
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::status::{EventRecord, Status};
 use super::*;
 use crate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, ProbeKind};
-use crate::replica::{Address, CellId, Endpoint, Replica, ShardId};
+use crate::replica::{Address, CellId, Endpoint, Replica, ShardId, Topology};
 use crate::route::{Epoch, LinkEvidence};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -40,6 +40,7 @@ fn replica(id: ReplicaId, name: &str) -> Replica {
         id,
         name: name.into(),
         weight: 100 - u32::from(id.0),
+        topology: Topology::default(),
         endpoint: Arc::new(Endpoint {
             address: Address::Tcp {
                 host: "127.0.0.1".to_owned(),

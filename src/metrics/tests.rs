@@ -3,13 +3,14 @@ use std::time::Duration;
 
 use super::*;
 use crate::decision::{Fitness, Health, ProbeKind, SwitchReason, Switched};
-use crate::replica::{Address, Endpoint, ReplicaId, ShardId};
+use crate::replica::{Address, Endpoint, ReplicaId, ShardId, Topology};
 
 fn replica(id: u8, name: &str) -> Replica {
     Replica {
         id: ReplicaId(id),
         name: Arc::from(name),
         weight: 100 - u32::from(id),
+        topology: Topology::default(),
         endpoint: Arc::new(Endpoint {
             address: Address::Tcp {
                 host: "127.0.0.1".into(),

@@ -40,7 +40,7 @@ const AS_A_CLUSTER: &str = "Pulsegate owns every slot";
 pub const JUDGED: &[(&str, Policy, &str)] = &[
     ("ping", Policy::Any, "asks whether the connection lives"),
     ("info", Policy::First, ONE_SHARD),
-    ("scan", Policy::Scan, "one shard after another; see below"),
+    ("scan", Policy::Scan, "see above"),
     ("randomkey", Policy::UntilFound, "a shard may be empty"),
     (
         "lastsave",
@@ -78,7 +78,7 @@ pub const JUDGED: &[(&str, Policy, &str)] = &[
     (
         "publish",
         Policy::Any,
-        "no tip; the cluster carries it to every node",
+        "no tip; the cluster carries it to every node, and one counts its own receivers",
     ),
     ("acl|setuser", Policy::All(Join::AllSucceeded), EVERYWHERE),
     ("acl|deluser", Policy::All(Join::Greatest), EVERYWHERE),
