@@ -24,6 +24,7 @@ use super::moves::Move;
 use super::policy::Policy;
 use super::reads::Nearest;
 use super::rest::Rest;
+use super::shards;
 use super::tilt::Tilt;
 use super::timer::{Timer, Timers};
 use super::windows::Windows;
@@ -371,7 +372,16 @@ impl Engine {
     fn refresh_health(&mut self, id: ReplicaId, now: Moment) {
         let state = &mut self.replicas[id.index()];
         let failures = self.policy.connect_failures;
+        shards::look(
+            id,
+            &mut state.evidence,
+            &self.links,
+            &self.policy,
+            &self.windows,
+            now,
+        );
         let judgement = judge(id, &state.evidence, &self.links, failures, &self.windows, now);
+        let judgement = shards::soften(judgement, &state.evidence, &self.policy, now);
         let changed = state
             .standing
             .update(judgement, &state.evidence, &self.windows, now);

@@ -19,6 +19,7 @@ use std::time::Duration;
 use super::event::{PassiveEvidence, ProbeFailure};
 use super::moment::Moment;
 use super::rtt::RoundTrips;
+use super::shards::Partly;
 use super::windows::{SOFT_TOGETHER, WRITES_IN_A_ROW, Windows};
 use crate::replica::{CellId, ShardId};
 
@@ -49,6 +50,10 @@ pub(super) struct Evidence {
     refusals: VecDeque<(Moment, PassiveEvidence)>,
     /// Of PINGs and writes.
     pub(super) round_trips: RoundTrips,
+    /// Some of its shards do not answer, or do not hear themselves.
+    pub(super) failing_partly: Partly,
+    /// Some of its shards refuse writes.
+    pub(super) refusing_partly: Partly,
     /// Far slower than it uses to be, while another replica is not.
     pub(super) slow: bool,
 }
@@ -133,6 +138,8 @@ impl Evidence {
             soft: VecDeque::new(),
             refusals: VecDeque::new(),
             round_trips: RoundTrips::default(),
+            failing_partly: Partly::default(),
+            refusing_partly: Partly::default(),
             slow: false,
         }
     }
@@ -168,8 +175,18 @@ impl Evidence {
 
     /// Where connects to `shard` are counted: a shard that is not probed by itself shares the replica's endpoint.
     fn endpoint(&mut self, shard: usize) -> &mut Ping {
+        let at = self.endpoint_at(shard);
+        &mut self.pings[at]
+    }
+
+    /// The same, to look at.
+    pub(super) fn endpoint_of(&self, shard: usize) -> &Ping {
+        &self.pings[self.endpoint_at(shard)]
+    }
+
+    fn endpoint_at(&self, shard: usize) -> usize {
         let own = self.pings.get(shard).is_some_and(|ping| ping.probed);
-        &mut self.pings[if own { shard } else { 0 }]
+        if own { shard } else { 0 }
     }
 
     /// Round-trip time of the newest good PING.

@@ -10,6 +10,7 @@ use crate::replica::{CellId, ReplicaId, ShardId};
 pub(super) struct World {
     pub(super) engine: Engine,
     pub(super) now: Instant,
+    began: Instant,
     pub(super) seq: u64,
     pub(super) pings: Vec<bool>,
     pub(super) writes: Vec<Option<bool>>,
@@ -53,6 +54,7 @@ impl World {
         let mut world = World {
             engine: Engine::new(policy(), members.collect(), None, now),
             now,
+            began: now,
             seq: 0,
             pings: vec![true; usize::from(count)],
             writes: vec![Some(true); usize::from(count)],
@@ -67,6 +69,11 @@ impl World {
 
     pub(super) fn ids(&self) -> Vec<ReplicaId> {
         self.engine.ids().collect()
+    }
+
+    /// When the world began.
+    pub(super) fn began(&self) -> Instant {
+        self.began
     }
 
     pub(super) fn active(&self) -> Option<ReplicaId> {
