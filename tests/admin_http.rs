@@ -282,6 +282,7 @@ fn status(active: Option<&str>) -> Status {
                 up: false,
             }],
         }],
+        faults: Vec::new(),
         last_switches: vec![SwitchStatus {
             epoch: 1,
             from: None,

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::view::{Names, switch_status};
+use super::view::{Names, fault_status, switch_status};
 use crate::decision::{Event, FailbackStep, Fitness, Health, RestState, RouteOrder, SwitchReason};
 use crate::replica::{Layout, ReplicaId, slot_words};
 
@@ -96,6 +96,20 @@ pub(super) fn event(event: &Event, names: &Names, at: u64) -> Report {
                 }),
             }
         }
+        Event::Fault { fault, on, words } => Report {
+            kind: "fault",
+            severity: warn_if(*on),
+            message: if *on {
+                words.clone()
+            } else {
+                format!("no longer so: {words}")
+            },
+            details: {
+                let mut details = to_value(&fault_status(*fault, names, at, words));
+                details["on"] = json!(on);
+                details
+            },
+        },
         Event::Switched(switched) => {
             let planned = matches!(
                 switched.reason,

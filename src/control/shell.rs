@@ -420,6 +420,7 @@ impl Control {
         match event {
             Event::Health { replica, to, .. } => metrics.health(*replica, *to),
             Event::Fitness { replica, to, .. } => metrics.fitness(*replica, *to),
+            Event::Fault { fault, on, .. } => metrics.fault(*fault, *on),
             Event::Switched(switched) => metrics.switched(switched),
             Event::Rest { replica, to, .. } => metrics.rest(*replica, *to),
             Event::Tilt { on, .. } => metrics.tilt(*on),

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::status::{LinkStatus, ReplicaStatus, RestStatus, ShardStatus, Status, SwitchStatus};
-use crate::decision::{ReplicaView, Snapshot, Switched};
+use super::status::{FaultStatus, LinkStatus, ReplicaStatus, RestStatus, ShardStatus, Status, SwitchStatus};
+use crate::decision::{Fault, ReplicaView, Snapshot, Switched};
 use crate::replica::{Layout, ReplicaId, slot_words};
 
 /// What the replicas are called.
@@ -83,11 +83,32 @@ pub(super) fn status(snapshot: &Snapshot, names: &Names, layouts: &[Layout], anc
             .iter()
             .map(|replica| replica_status(replica, names, layouts.get(replica.id.index()), anchor))
             .collect(),
+        faults: snapshot
+            .faults
+            .iter()
+            .map(|fault| fault_status(fault.fault, names, anchor.ms(fault.since), &fault.words))
+            .collect(),
         last_switches: snapshot
             .last_switches
             .iter()
             .map(|(at, switched)| switch_status(switched, names, anchor.ms(*at)))
             .collect(),
+    }
+}
+
+pub(super) fn fault_status(fault: Fault, names: &Names, since: u64, words: &str) -> FaultStatus {
+    let (to, to_shard) = match fault {
+        Fault::Link { to, to_shard, .. } => (Some(names.of(to).to_owned()), Some(to_shard.0)),
+        _ => (None, None),
+    };
+    FaultStatus {
+        kind: fault.kind().to_owned(),
+        replica: names.of(fault.replica()).to_owned(),
+        shard: fault.shard().0,
+        to,
+        to_shard,
+        since,
+        words: words.to_owned(),
     }
 }
 

@@ -9,7 +9,7 @@ use prometheus::{
     Registry, core::Collector,
 };
 
-use crate::decision::{FailbackStep, Fitness, Health, ProbeKind, RestState, SwitchReason, Switched};
+use crate::decision::{FailbackStep, Fault, Fitness, Health, ProbeKind, RestState, SwitchReason, Switched};
 use crate::replica::{Replica, ReplicaId, ShardId};
 
 /// Replication lag, from one data centre to across the world and into trouble.
@@ -39,6 +39,7 @@ pub struct ControlMetrics {
     active: IntGaugeVec,
     read_share: GaugeVec,
     failback_steps: IntCounterVec,
+    faults: IntGaugeVec,
     pinned: IntGaugeVec,
     health: IntGaugeVec,
     fitness: IntGaugeVec,
@@ -85,6 +86,12 @@ impl ControlMetrics {
                     ),
                     &["replica"],
                 )?,
+            )?,
+            faults: gauges(
+                r,
+                "replication_faults",
+                "Shards and links of a replica that are broken: echo, writes, isolated, outbound, inbound, link.",
+                &["replica", "kind"],
             )?,
             failback_steps: counters(
                 r,
@@ -245,6 +252,9 @@ impl ControlMetrics {
             self.active.with_label_values(&[to]);
             self.pinned.with_label_values(&[to]);
             self.read_share.with_label_values(&[to]);
+            for kind in Fault::KINDS {
+                self.faults.with_label_values(&[to, kind]);
+            }
             self.heartbeats_sent.with_label_values(&[to]);
             self.shards.with_label_values(&[to]);
             self.switches.with_label_values(&[NOWHERE, to, startup]);
@@ -282,6 +292,18 @@ impl ControlMetrics {
             self.names.iter().map(AsRef::as_ref),
             self.name(replica),
         );
+    }
+
+    /// Something of replication broke, or is whole again.
+    pub fn fault(&self, fault: Fault, on: bool) {
+        let broken = self
+            .faults
+            .with_label_values(&[self.name(fault.replica()), fault.kind()]);
+        if on {
+            broken.inc();
+        } else {
+            broken.dec();
+        }
     }
 
     /// A failback has come to this.

@@ -50,7 +50,7 @@ impl World {
     }
 
     async fn sidecar(&self) -> Sidecar {
-        let toml = "[failback]\ngrace = \"500ms\"\n[failover]\ndwell = \"0s\"\n";
+        let toml = "[failback]\nmode = \"immediate\"\ngrace = \"500ms\"\n[failover]\ndwell = \"0s\"\n";
         Sidecar::with_replicas(&self.replicas(&self.own.ca), "fast", toml).await
     }
 

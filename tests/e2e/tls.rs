@@ -89,7 +89,7 @@ fn tls(ca: &Authority, own: Option<&Authority>, name: &str) -> String {
 async fn failover_and_failback_over_tls() {
     let secured = Secured::start().await;
     let replicas = secured.replicas(&tls(&secured.own, Some(&secured.own), NAME));
-    let toml = "[failback]\ngrace = \"1s\"\n[failover]\ndwell = \"1s\"\n";
+    let toml = "[failback]\nmode = \"immediate\"\ngrace = \"1s\"\n[failover]\ndwell = \"1s\"\n";
     let sidecar = Sidecar::with_replicas(&replicas, "fast", toml).await;
     sidecar
         .wait("both in sync", |s| {
