@@ -112,22 +112,6 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
             source,
         })?;
 
-    let (routes, route) = watch::channel(None);
-    let (progress, followed) = watch::channel(None);
-    let (feedback, from_workers) = mpsc::unbounded_channel();
-    let settings = proxy::Settings {
-        listener: Listener {
-            max_clients: descriptors::room_for(config.listener.max_clients, config.upstream.mode),
-            ..config.listener.clone()
-        },
-        upstream: config.upstream.clone(),
-        hold: config.hold.clone(),
-        replicas: replicas.clone(),
-        workers,
-    };
-    let proxy = proxy::start(settings, &route, &followed, &feedback, &metrics)?;
-    drop(feedback);
-
     let (inputs, evidence) = mpsc::channel(INPUTS);
     let pace = pace(&config);
     let monitor = Arc::new(monitor::Monitor::spawn(
@@ -142,8 +126,31 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
         },
         inputs,
     ));
+    let (routes, route) = watch::channel(None);
+    let (progress, followed) = watch::channel(None);
+    let (feedback, from_workers) = mpsc::unbounded_channel();
+    let settings = proxy::Settings {
+        listener: Listener {
+            max_clients: descriptors::room_for(config.listener.max_clients, config.upstream.mode),
+            ..config.listener.clone()
+        },
+        upstream: config.upstream.clone(),
+        hold: config.hold.clone(),
+        replicas: replicas.clone(),
+        split_requests: config.cluster.split,
+        workers,
+    };
+    let wires = proxy::Wires {
+        route,
+        progress: followed,
+        layouts: monitor.layouts(),
+        feedback,
+    };
+    let proxy = proxy::start(settings, &wires, &metrics)?;
+    drop(wires);
+
     let (policies, new_policies) = watch::channel(config.policy.clone());
-    let fencing = Arc::clone(&monitor);
+    let (fencing, reading) = (Arc::clone(&monitor), Arc::clone(&monitor));
     let (shutdown, stopped) = watch::channel(false);
     let (control, governing) = control::spawn(
         control::Setup {
@@ -169,6 +176,7 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
             routes,
             progress,
             publish_fence: Box::new(move |id, on| fencing.publish_fence(id, on)),
+            reread: Box::new(move |replica| reading.reread(replica)),
             metrics: Arc::clone(&metrics),
             shutdown: stopped.clone(),
         },

@@ -75,6 +75,9 @@ pub struct Setup {
 /// Publishes the fence `id` on every shard of a replica; must not block.
 pub type PublishFence = Box<dyn Fn(u64, ReplicaId) + Send>;
 
+/// Has the layout of a replica read again; must not block.
+pub type Reread = Box<dyn Fn(ReplicaId) + Send>;
+
 /// What control is connected to.
 pub struct Wires {
     /// From the monitor.
@@ -91,6 +94,8 @@ pub struct Wires {
     pub progress: watch::Sender<Option<Progress>>,
     /// To the monitor.
     pub publish_fence: PublishFence,
+    /// To the monitor.
+    pub reread: Reread,
     /// What control counts is in `metrics.control`.
     pub metrics: Arc<Metrics>,
     /// Ends control once it is true, or its sender is gone.
@@ -164,6 +169,7 @@ pub fn spawn(setup: Setup, wires: Wires) -> (Handle, JoinHandle<()>) {
             routes: wires.routes,
             follow,
             publish_fence: wires.publish_fence,
+            reread: wires.reread,
             metrics: wires.metrics,
             status,
             events,

@@ -11,7 +11,7 @@ use super::follow::Follow;
 use super::report::{self, Report, Severity};
 use super::status::{EventRecord, Status};
 use super::view::{self, Anchor, Names};
-use super::{Ask, PublishFence};
+use super::{Ask, PublishFence, Reread};
 use crate::decision::{Engine, Event, Input, Output, PassiveEvidence, Policy, Request, RouteOrder};
 use crate::metrics::Metrics;
 use crate::replica::{Layout, ReplicaId};
@@ -103,6 +103,7 @@ pub(super) struct Sinks {
     pub(super) routes: watch::Sender<Option<Route>>,
     pub(super) follow: Follow,
     pub(super) publish_fence: PublishFence,
+    pub(super) reread: Reread,
     pub(super) metrics: Arc<Metrics>,
     pub(super) status: watch::Sender<Arc<Status>>,
     pub(super) events: broadcast::Sender<Arc<EventRecord>>,
@@ -210,6 +211,7 @@ impl Control {
                     self.engine.observe(Input::Drained { epoch: epoch.0 }, now);
                 }
             }
+            Wake::Feedback(Feedback::Moved { replica }) => (self.sinks.reread)(replica),
             Wake::Feedback(Feedback::Link { replica, seen }) => {
                 let seen = passive(seen);
                 let input = Input::Passive { replica, seen };

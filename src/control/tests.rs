@@ -108,6 +108,7 @@ impl World {
             policies: new_policies,
             routes: to_workers,
             progress: watch::channel(None).0,
+            reread: Box::new(|_| {}),
             publish_fence: Box::new(move |id, on| published.lock().unwrap().push((id, on))),
             metrics: Arc::clone(&metrics),
             shutdown: stopping,

@@ -140,6 +140,7 @@ impl Sidecar {
             routes: published,
             progress: watch::channel(None).0,
             publish_fence: Box::new(move |id, on| fencing.publish_fence(id, on)),
+            reread: Box::new(|_| {}),
             metrics: Arc::clone(&metrics),
             shutdown,
         };
