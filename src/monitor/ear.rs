@@ -263,7 +263,7 @@ impl Ear {
     fn refused(&mut self, listening: &mut Listening, failure: Failure) -> Result<(), Failure> {
         let question = listening.asked.front();
         if let Some(Question::Add((verb, _))) = question {
-            if failure.is_moved() {
+            if failure.is_redirection() {
                 self.node.suspect_layout();
             }
             if *verb == self.common.stages.borrow().speak().verb(self.node.replica) {
