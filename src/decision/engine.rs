@@ -170,7 +170,7 @@ impl Engine {
             outputs: VecDeque::new(),
             switches: VecDeque::new(),
         };
-        engine.keep_evidence_by_layout();
+        engine.keep_evidence_by_layout(born);
         engine.arm(born);
         engine
     }
@@ -223,16 +223,16 @@ impl Engine {
         }
         self.map = map;
         self.links.relayout(&self.map, now);
-        self.keep_evidence_by_layout();
+        self.keep_evidence_by_layout(now);
         if self.moving.as_ref().is_some_and(Move::fencing) {
             self.call_off("the layout of the shards changed: the fence no longer covers it");
         }
     }
 
-    fn keep_evidence_by_layout(&mut self) {
+    fn keep_evidence_by_layout(&mut self, now: Moment) {
         for (state, &shards) in self.replicas.iter_mut().zip(&self.map.shards) {
             let cells = self.map.cells.iter().map(|(id, _)| *id);
-            state.evidence.relayout(usize::from(shards.max(1)), cells);
+            state.evidence.relayout(usize::from(shards.max(1)), cells, now);
         }
     }
 

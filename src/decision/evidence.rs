@@ -45,6 +45,8 @@ pub(super) struct Evidence {
     pub(super) subscribed: Option<Moment>,
     /// When the engine began to watch.
     pub(super) born: Moment,
+    /// Since when it has the shards that it has.
+    pub(super) laid_out: Moment,
     soft: VecDeque<(Moment, PassiveEvidence)>,
     /// Error answers to applications that tell of the replica's state.
     refusals: VecDeque<(Moment, PassiveEvidence)>,
@@ -135,6 +137,7 @@ impl Evidence {
             alive: None,
             subscribed: None,
             born: now,
+            laid_out: now,
             soft: VecDeque::new(),
             refusals: VecDeque::new(),
             round_trips: RoundTrips::default(),
@@ -145,8 +148,9 @@ impl Evidence {
     }
 
     /// A new layout: what is known of cells that stay, and of shards whose number stays, is kept.
-    pub(super) fn relayout(&mut self, shards: usize, cells: impl Iterator<Item = CellId>) {
+    pub(super) fn relayout(&mut self, shards: usize, cells: impl Iterator<Item = CellId>, now: Moment) {
         if shards != self.writes.len() {
+            self.laid_out = now;
             self.pings.truncate(1);
             self.pings.resize(shards, Ping::default());
             self.writes = vec![Writes::default(); shards];

@@ -419,7 +419,7 @@ fn silence(
         .skip(1)
         .filter(|ping| ping.probed)
         .find_map(|ping| {
-            let quiet = now.since(ping.ok.unwrap_or(evidence.born));
+            let quiet = now.since(ping.ok.unwrap_or(evidence.laid_out));
             (quiet >= windows.silence_with_echo).then_some(quiet)
         });
     shard.map(|quiet| Finding::Silent {

@@ -49,7 +49,7 @@ pub(super) fn look(
     }
     let fails = |shard: usize| {
         let ping = evidence.endpoint_of(shard);
-        let silent = ping.probed && now.since(ping.ok.unwrap_or(evidence.born)) >= windows.silence;
+        let silent = ping.probed && now.since(ping.ok.unwrap_or(evidence.laid_out)) >= windows.silence;
         let mute = evidence.beats.iter().enumerate().any(|(cell, beats)| {
             beats.lost
                 && links

@@ -120,3 +120,18 @@ fn all_shards_at_once_are_not_waited_for() {
     }
     assert_eq!(world.switches(), [(B, SwitchReason::Refused)]);
 }
+
+#[test]
+fn a_new_shard_is_silent_no_sooner_than_any() {
+    let mut world = World::new(2);
+    world.pass(MS * 5000);
+    world.tell(Input::Layout(CellMap {
+        shards: vec![2, 1],
+        cells: vec![
+            (CellId::ONLY, vec![Some(ShardId(0)), Some(ShardId(0))]),
+            (CellId(1), vec![Some(ShardId(1)), Some(ShardId(0))]),
+        ],
+    }));
+    shard_probe(&mut world, A, ProbeKind::Ping, Err(ProbeFailure::Timeout));
+    assert_ne!(world.view(A).health, Health::Down, "{:?}", world.view(A));
+}
