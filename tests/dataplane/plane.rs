@@ -9,7 +9,7 @@ use pulsegate::config::{Bind, Hold, Listener, Upstream, UpstreamMode};
 use pulsegate::dial::Dialer;
 use pulsegate::metrics::{Class, Metrics, WorkerMetrics};
 use pulsegate::proxy::{self, Proxy, Settings, Wires};
-use pulsegate::replica::{Address, Endpoint, Layout, Replica, ReplicaId};
+use pulsegate::replica::{Address, Endpoint, Layout, Replica, ReplicaId, Topology};
 use pulsegate::route::{Epoch, Feedback, Progress, Route};
 use rig::Rig;
 use tokio::sync::{mpsc, watch};
@@ -57,6 +57,7 @@ impl Plane {
                     tls: None,
                     credentials: None,
                 }),
+                topology: Topology::default(),
             })
             .collect();
         let metrics = Metrics::new(&replicas, workers).unwrap();

@@ -98,21 +98,20 @@ impl Session {
 
     fn place_of(&self, link: &Link, redirect: &Redirect) -> Option<Place> {
         let mut topology = self.worker.topology.borrow_mut();
-        let host = match &redirect.host {
-            Host::Named(host) => host.clone(),
-            Host::Unknown => return None,
-            Host::Same => {
-                let own = &self.worker.settings.replicas[link.replica.index()]
-                    .0
-                    .endpoint
-                    .address;
-                match topology.address(link.place).unwrap_or_else(|| own.clone()) {
-                    Address::Tcp { host, .. } => host,
-                    Address::Unix(_) => return None,
-                }
-            }
-        };
+        let replica = &self.worker.settings.replicas[link.replica.index()].0;
         let port = redirect.port;
-        topology.node(link.replica, &Address::Tcp { host, port })
+        let here = topology.address(link.place);
+        let address = match (&redirect.host, here.as_ref().unwrap_or(&replica.endpoint.address)) {
+            (Host::Named(host), _) => {
+                let host = host.clone();
+                replica.topology.reachable(&Address::Tcp { host, port }).clone()
+            }
+            (Host::Same, Address::Tcp { host, .. }) => {
+                let host = host.clone();
+                Address::Tcp { host, port }
+            }
+            (Host::Same, Address::Unix(_)) | (Host::Unknown, _) => return None,
+        };
+        topology.node(link.replica, &address)
     }
 }
