@@ -55,14 +55,14 @@ impl Session {
             let reply = if command.tx == Tx::Exec { ABORTED } else { GONE };
             return Some((command, Bytes::from_static(reply)));
         }
-        let times = command.detour.map_or(0, |detour| detour.times) + 1;
+        let times = command.detour().map_or(0, |detour| detour.times) + 1;
         if times > TIMES {
             return Some((command, Bytes::copy_from_slice(reply)));
         }
         if let (Some(redirect), Some(place), false) = (&redirect, place, asking) {
             self.worker.topology.borrow_mut().moved(redirect.slot, place);
         }
-        command.detour = Some(Detour {
+        command.aside().detour = Some(Detour {
             place,
             asking: asking && place.is_some(),
             times,
