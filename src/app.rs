@@ -18,6 +18,7 @@ use crate::decision::Member;
 use crate::dial::{DialError, Dialer};
 use crate::metrics::Metrics;
 use crate::proxy::{self, Proxy, Stop};
+use crate::replica::{Replica, Rest};
 use crate::{admin, control, monitor};
 
 mod descriptors;
@@ -103,6 +104,7 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
             }),
         })
         .collect::<Result<Vec<_>, Error>>()?;
+    let targets = targets(&replicas)?;
     let admin_listener = TcpListener::bind(config.admin.bind)
         .await
         .map_err(|source| Error::Admin {
@@ -110,9 +112,22 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
             source,
         })?;
 
+    let (inputs, evidence) = mpsc::channel(INPUTS);
+    let pace = pace(&config);
+    let monitor = Arc::new(monitor::Monitor::spawn(
+        &targets,
+        monitor::Settings {
+            prefix: config.detection.channel_prefix.clone(),
+            identity: monitor::Identity::generate(),
+            heartbeat_interval: pace.heartbeat_interval,
+            probe_interval: pace.probe_interval,
+            connect_timeout: pace.connect_timeout,
+            answer_timeout: pace.answer_timeout,
+        },
+        inputs,
+    ));
     let (routes, route) = watch::channel(None);
-    let (_progress, followed) = watch::channel(None);
-    let (_layouts, layouts) = watch::channel(Arc::from([]));
+    let (progress, followed) = watch::channel(None);
     let (feedback, from_workers) = mpsc::unbounded_channel();
     let settings = proxy::Settings {
         listener: Listener {
@@ -128,36 +143,14 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
     let wires = proxy::Wires {
         route,
         progress: followed,
-        layouts,
+        layouts: monitor.layouts(),
         feedback,
     };
     let proxy = proxy::start(settings, &wires, &metrics)?;
     drop(wires);
 
-    let (inputs, evidence) = mpsc::channel(INPUTS);
-    let targets: Vec<monitor::Target> = replicas
-        .iter()
-        .map(|(replica, dialer)| monitor::Target {
-            id: replica.id,
-            name: Arc::clone(&replica.name),
-            dialer: dialer.clone(),
-        })
-        .collect();
-    let pace = pace(&config);
-    let monitor = Arc::new(monitor::Monitor::spawn(
-        &targets,
-        monitor::Settings {
-            prefix: config.detection.channel_prefix.clone(),
-            identity: monitor::Identity::generate(),
-            heartbeat_interval: pace.heartbeat_interval,
-            probe_interval: pace.probe_interval,
-            connect_timeout: pace.connect_timeout,
-            answer_timeout: pace.answer_timeout,
-        },
-        inputs,
-    ));
     let (policies, new_policies) = watch::channel(config.policy.clone());
-    let fencing = Arc::clone(&monitor);
+    let (fencing, reading) = (Arc::clone(&monitor), Arc::clone(&monitor));
     let (shutdown, stopped) = watch::channel(false);
     let (control, governing) = control::spawn(
         control::Setup {
@@ -169,6 +162,7 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
                     id: r.id,
                     name: Arc::clone(&r.name),
                     weight: r.weight,
+                    rest: r.rest.as_ref().map(|rest| rest.interval),
                 })
                 .collect(),
             workers,
@@ -177,9 +171,12 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
         control::Wires {
             inputs: evidence,
             feedback: from_workers,
+            layouts: monitor.layouts(),
             policies: new_policies,
             routes,
+            progress,
             publish_fence: Box::new(move |id, on| fencing.publish_fence(id, on)),
+            reread: Box::new(move |replica| reading.reread(replica)),
             metrics: Arc::clone(&metrics),
             shutdown: stopped.clone(),
         },
@@ -233,6 +230,26 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
     shutdown.send_replace(true);
     let _ = tokio::join!(serving, governing, reloading);
     Ok(())
+}
+
+/// What the monitor is to watch.
+fn targets(replicas: &[(Replica, Dialer)]) -> Result<Vec<monitor::Target>, Error> {
+    let target = |(replica, dialer): &(Replica, Dialer)| {
+        let address = &replica.endpoint.address;
+        let check = |rest: &Arc<Rest>| monitor::RestCheck::new(Arc::clone(rest), address.clone());
+        let rest = replica.rest.as_ref().map(check).transpose();
+        Ok(monitor::Target {
+            id: replica.id,
+            name: Arc::clone(&replica.name),
+            dialer: dialer.clone(),
+            topology: replica.topology.clone(),
+            rest: rest.map_err(|source| Error::Replica {
+                replica: replica.name.to_string(),
+                source,
+            })?,
+        })
+    };
+    replicas.iter().map(target).collect()
 }
 
 /// The monitor's pace under `config`.

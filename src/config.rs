@@ -28,6 +28,7 @@ mod env;
 mod flags;
 mod problem;
 mod replicas;
+mod rest;
 mod schema;
 #[cfg(test)]
 mod tests;

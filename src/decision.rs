@@ -13,6 +13,7 @@ mod event;
 mod evidence;
 mod failback;
 mod failover;
+mod faults;
 mod fitness;
 mod health;
 mod invariants;
@@ -21,7 +22,12 @@ mod moment;
 mod moves;
 mod operator;
 mod policy;
+mod reads;
+mod recent;
+mod rest;
+mod rtt;
 mod select;
+mod shards;
 #[cfg(test)]
 mod sim;
 mod snapshot;
@@ -34,5 +40,6 @@ mod windows;
 
 pub use engine::{Engine, Member};
 pub use event::*;
+pub use faults::Fault;
 pub use policy::*;
 pub use snapshot::*;

@@ -79,21 +79,17 @@ impl Dialer {
         })
     }
 
-    /// For another node of the same replica, at `address`: with the same TLS and credentials. The name that TLS verifies is
-    /// the configured one, if there is one, and else the address's own host.
+    /// A dialer to `address` with this one's credentials and TLS: another node of the same cluster. No file is read.
     ///
     /// # Errors
-    /// [`DialError::Tls`] when TLS cannot verify such a name.
-    pub fn at(&self, address: &Address) -> Result<Dialer, DialError> {
+    /// [`DialError::Tls`] when the host at `address` cannot be verified by any name.
+    pub fn towards(&self, address: Address) -> Result<Dialer, DialError> {
         let endpoint = Endpoint {
-            address: address.clone(),
-            ..(*self.shared.endpoint).clone()
+            address,
+            ..Endpoint::clone(self.endpoint())
         };
         let tls = match (&self.shared.tls, &endpoint.tls) {
-            (Some(setup), Some(tls)) => Some(TlsSetup {
-                connector: setup.connector.clone(),
-                server_name: tls::server_name(address, tls)?,
-            }),
+            (Some(setup), Some(tls)) => Some(setup.towards(&endpoint.address, tls)?),
             _ => None,
         };
         Ok(Dialer {

@@ -60,9 +60,9 @@ impl Metrics {
             .collect();
         registry.register(Box::new(build_info()?))?;
         registry.register(Box::new(process::Process::new()?))?;
-        registry.register(Box::new(scrape::Workers::new(names.clone(), workers.clone())?))?;
+        registry.register(Box::new(scrape::Workers::new(names, workers.clone())?))?;
         Ok(Arc::new(Metrics {
-            control: ControlMetrics::new(names, &registry)?,
+            control: ControlMetrics::new(replicas, &registry)?,
             registry,
             workers,
         }))

@@ -1,9 +1,12 @@
-//! EVIDENCE: heartbeats and probes.
+//! EVIDENCE: heartbeats, probes, and what a replica's cluster says of it.
 //!
-//! Owns three connections to each replica and nothing else of it: one that asks (`probe`: PING), one that speaks
+//! Owns three connections to each replica, or to each node of one whose shards have addresses of their own, and, where it
+//! is configured, one to its cluster's REST API; nothing else of it. One asks (`probe`: PING), one speaks
 //! (`voice`: heartbeats, fences, the write probe) and one that listens (`ear`: the heartbeats of every replica). They
 //! are apart because a server that pauses writes stalls everything behind a write on the same connection, while it
-//! still answers a PING elsewhere. Every replica has tasks of its own, so that a hung one delays no other.
+//! still answers a PING elsewhere. Every replica has tasks of its own, so that a hung one delays no other. How it is
+//! divided into shards is read from itself (`topology`); which channels follow from that is a `plan`, and the `director`
+//! brings a new one in.
 //!
 //! Never decides anything: what it sees becomes an [`Input`], the verdict is `decision`'s. Never matches the text of a
 //! replica's error: any error means "refused", its first word is for people.
@@ -27,19 +30,28 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::decision::Input;
 use crate::dial::Dialer;
-use crate::replica::{CellId, ReplicaId};
+use crate::replica::{CellId, Layout, ReplicaId, Topology};
 
 mod backoff;
 mod connect;
+mod director;
 mod ear;
 mod message;
+mod node;
+mod plan;
 mod probe;
 mod reach;
+mod rest;
+mod subscription;
+mod topology;
 mod voice;
 
 pub use message::Identity;
+pub use rest::{Patience, RestCheck};
 
-use message::Channels;
+use director::{Director, Ends, Watched};
+use plan::{Naming, Plan};
+use topology::{Asker, Reader};
 
 /// One replica to watch.
 #[derive(Clone, Debug)]
@@ -50,6 +62,10 @@ pub struct Target {
     pub name: Arc<str>,
     /// Opens connections to it, and knows the identity to present.
     pub dialer: Dialer,
+    /// Asks its cluster's REST API about it.
+    pub rest: Option<RestCheck>,
+    /// What is configured of its shards.
+    pub topology: Topology,
 }
 
 /// How the monitor works.
@@ -87,7 +103,7 @@ pub struct Pace {
 struct Common {
     identity: Identity,
     pace: watch::Receiver<Pace>,
-    channels: Channels,
+    stages: watch::Receiver<Stage>,
     inputs: mpsc::Sender<Input>,
     ignored: Arc<Ignored>,
     /// The origin of send times in messages.
@@ -100,10 +116,44 @@ impl Common {
         *self.pace.borrow()
     }
 
+    /// What is spoken and heard as of now.
+    fn stage(&self) -> Stage {
+        self.stages.borrow().clone()
+    }
+
     /// Hands `input` to control. Waits when control is behind: evidence is never dropped, only late.
     async fn report(&self, input: Input) {
         // A closed channel means that the process is ending; the tasks end with the `Monitor`.
         let _ = self.inputs.send(input).await;
+    }
+}
+
+/// What is spoken and heard.
+#[derive(Clone, Debug)]
+struct Stage {
+    /// Grows with each.
+    number: u64,
+    speak: Arc<Plan>,
+    /// Listened for already.
+    coming: Option<Arc<Plan>>,
+}
+
+impl Stage {
+    fn speak(&self) -> &Plan {
+        &self.speak
+    }
+
+    /// What is listened for.
+    fn plans(&self) -> impl Iterator<Item = &Plan> {
+        std::iter::once(&self.speak)
+            .chain(&self.coming)
+            .map(|plan| &**plan)
+    }
+
+    /// Whose channel `name` is, and in which cell; with the name itself.
+    fn find(&self, name: &str) -> Option<(ReplicaId, CellId, Arc<str>)> {
+        let (replica, cell, name) = self.plans().find_map(|plan| plan.find(name))?;
+        Some((replica, cell, Arc::clone(name)))
     }
 }
 
@@ -141,19 +191,23 @@ impl Ignored {
 #[derive(Debug)]
 pub struct Monitor {
     pace: watch::Sender<Pace>,
-    fences: Vec<(ReplicaId, watch::Sender<Option<u64>>)>,
+    /// By [`ReplicaId`].
+    fences: Vec<watch::Sender<Option<u64>>>,
+    readers: Vec<Asker>,
+    layouts: watch::Receiver<Arc<[Layout]>>,
     ignored: Arc<Ignored>,
     _tasks: JoinSet<()>,
 }
 
 impl Monitor {
-    /// Starts watching. Must be called within a tokio runtime; every task runs there and none of them blocks.
+    /// Starts watching `targets`, which are in the order of their ids. Must be called within a tokio runtime; every task
+    /// runs there and none of them blocks.
     pub fn spawn(targets: &[Target], settings: Settings, inputs: mpsc::Sender<Input>) -> Monitor {
         let ignored = Arc::new(Ignored::default());
-        let channels = Channels::new(
+        let naming = Naming::new(
             &settings.prefix,
             &settings.identity,
-            targets.iter().map(|target| (target.id, &*target.name)),
+            targets.iter().map(|target| &*target.name),
         );
         let (pace, paces) = watch::channel(Pace {
             heartbeat_interval: settings.heartbeat_interval,
@@ -161,39 +215,76 @@ impl Monitor {
             connect_timeout: settings.connect_timeout,
             answer_timeout: settings.answer_timeout,
         });
+        let assumed: Arc<[Layout]> = targets
+            .iter()
+            .map(|target| topology::assumed(&target.topology))
+            .collect();
+        let (stage, stages) = watch::channel(Stage {
+            number: 0,
+            speak: Arc::new(Plan::nothing(Arc::clone(&assumed))),
+            coming: None,
+        });
+        let (published, layouts) = watch::channel(assumed);
         let common = Arc::new(Common {
             identity: settings.identity,
             pace: paces,
-            channels,
+            stages,
             inputs,
             ignored: Arc::clone(&ignored),
             began: Instant::now(),
         });
+        let (tell, news) = mpsc::channel(targets.len().max(1));
         let mut tasks = JoinSet::new();
         let mut fences = Vec::with_capacity(targets.len());
+        let mut watched = Vec::with_capacity(targets.len());
         for target in targets {
             let target = Arc::new(target.clone());
-            let reach = Arc::new(reach::Reach::new());
             let (fence, wanted) = watch::channel(None);
-            fences.push((target.id, fence));
-            tasks
-                .spawn(probe::Probe::new(Arc::clone(&common), Arc::clone(&target), Arc::clone(&reach)).run());
-            tasks.spawn(
-                voice::Voice::new(
-                    Arc::clone(&common),
-                    Arc::clone(&target),
-                    Arc::clone(&reach),
-                    wanted,
-                )
-                .run(),
+            fences.push(fence);
+            let layout = Asker::default();
+            let reader = Reader::new(
+                Arc::clone(&common),
+                Arc::clone(&target),
+                layout.clone(),
+                tell.clone(),
             );
-            tasks.spawn(ear::Ear::new(Arc::clone(&common), target, reach).run());
+            if let Some(check) = target.rest.clone() {
+                let (common, target) = (Arc::clone(&common), Arc::clone(&target));
+                tasks.spawn(rest::Asking::new(common, target, check).run());
+            }
+            tasks.spawn(reader.run());
+            watched.push(Watched {
+                target,
+                fences: wanted,
+                layout,
+            });
         }
+        let readers = watched.iter().map(|watched| watched.layout.clone()).collect();
+        let ends = Ends {
+            stages: stage,
+            layouts: published,
+            news,
+        };
+        tasks.spawn(Director::new(common, watched, naming, ends).run());
         Monitor {
             pace,
             fences,
+            readers,
+            layouts,
             ignored,
             _tasks: tasks,
+        }
+    }
+
+    /// The replicas' layouts, by [`ReplicaId`]; what is configured, or one shard, until a replica has told its own.
+    pub fn layouts(&self) -> watch::Receiver<Arc<[Layout]>> {
+        self.layouts.clone()
+    }
+
+    /// Reads the layout of `replica` anew, soon: at most one reading a second, however often this is called.
+    pub fn reread(&self, replica: ReplicaId) {
+        if let Some(reader) = self.readers.get(replica.index()) {
+            reader.ask();
         }
     }
 
@@ -202,13 +293,11 @@ impl Monitor {
         self.pace.send_replace(pace);
     }
 
-    /// Publishes the fence `id` on every shard of `on`; [`Input::FenceHeard`] says where it arrives. Without a
+    /// Publishes the fence `id` in every cell of `on`; [`Input::FenceHeard`] says where it arrives. Without a
     /// connection to `on` it is published as soon as there is one. A newer fence replaces an unpublished older one.
     pub fn publish_fence(&self, id: u64, on: ReplicaId) {
-        for (replica, fence) in &self.fences {
-            if *replica == on {
-                fence.send_replace(Some(id));
-            }
+        if let Some(fence) = self.fences.get(on.index()) {
+            fence.send_replace(Some(id));
         }
     }
 
@@ -232,5 +321,9 @@ async fn pace_changed(pace: &mut watch::Receiver<Pace>) {
     }
 }
 
-/// One shard's channel of one replica.
-type ShardChannel = (CellId, String);
+/// Resolves at each new stage; never when the monitor is gone.
+async fn stage_changed(stages: &mut watch::Receiver<Stage>) {
+    if stages.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}

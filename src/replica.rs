@@ -3,9 +3,11 @@
 //! Nothing here does any work; `dial` opens connections to an [`Endpoint`].
 
 mod layout;
+mod rest;
 mod topology;
 
-pub use layout::{Cell, Layout, Shard, SlotRange, cells};
+pub use layout::{Cell, Layout, Shard, SlotRange, cells, slot_words};
+pub use rest::{Database, Rest};
 pub use topology::{AddressPair, Topology, TopologyKind};
 
 use std::fmt;
@@ -67,10 +69,12 @@ pub struct Replica {
     pub topology: Topology,
     /// Where it is reached, and how.
     pub endpoint: Arc<Endpoint>,
+    /// Its cluster's REST API, when it is to be asked.
+    pub rest: Option<Arc<Rest>>,
 }
 
 /// Where a replica is reached, with the identity Pulsegate itself uses there.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Endpoint {
     /// The transport address.
     pub address: Address,
@@ -81,7 +85,7 @@ pub struct Endpoint {
 }
 
 /// A transport address. Host names are resolved again at every connect.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Address {
     /// `host:port`; the host is a name or an IP address (IPv6 without brackets).
     Tcp {

@@ -245,6 +245,7 @@ fn replica(id: u8, name: &str) -> Replica {
             tls: None,
             credentials: None,
         }),
+        rest: None,
     }
 }
 
@@ -263,8 +264,11 @@ fn status(active: Option<&str>) -> Status {
             reason: "all well".into(),
             since: 1_700_000_000_000,
             rtt_ms: Some(0.25),
+            rest: None,
             shards: vec![ShardStatus {
                 id: 0,
+                slots: "0-16383".into(),
+                node: None,
                 echo: true,
                 writable: None,
             }],
@@ -273,10 +277,12 @@ fn status(active: Option<&str>) -> Status {
                 shard: 0,
                 to_shard: 0,
                 lag_ms: None,
+                lag_p99_ms: None,
                 last_heard_ms: Some(1_700_000_000_001),
                 up: false,
             }],
         }],
+        faults: Vec::new(),
         last_switches: vec![SwitchStatus {
             epoch: 1,
             from: None,

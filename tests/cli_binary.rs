@@ -122,7 +122,7 @@ replica    remote at redis://127.0.0.1:6382; weight 99
 detection  heartbeats every 500ms, silent after 3s, probes every 1s; connect within 1s (3 refusals are a verdict), \
 answer within 5s; channels pulsegate…
 failover   fence within 1s, else abort; 10s between switches; when isolated stay
-failback   immediate after 1m of proof; lag up to 500ms is in sync
+failback   reads in steps of [10, 50, 100] % for 30s, then writes, after 1m of proof; lag up to 500ms is in sync
 hold       2s for at most 10000 commands and 64MiB
 admin      http://127.0.0.1:9379; no token; pins do not survive a restart
 log        text, info

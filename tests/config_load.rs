@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pulsegate::config::{self, Bind, Config, Flags, Loaded, LogFormat, Problems, Sources};
-use pulsegate::decision::{FailbackMode, OnFenceTimeout, OnIsolated};
-use pulsegate::replica::{Address, Topology, TopologyKind};
+use pulsegate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, OnShardDown, OnSlow, ReadsTo};
+use pulsegate::replica::{Address, Database, Topology, TopologyKind};
 use tempfile::TempDir;
 
 /// Two replicas, which the cases below come after.
@@ -107,7 +107,15 @@ fn everything_has_the_default_of_the_design() {
     assert_eq!(config.policy.on_fence_timeout, OnFenceTimeout::Abort);
     assert_eq!(config.policy.dwell, ms(10_000));
     assert_eq!(config.policy.on_isolated, OnIsolated::Stay);
-    assert_eq!(config.policy.failback, FailbackMode::Immediate);
+    assert_eq!(config.policy.shard_grace, ms(5000));
+    assert_eq!(config.policy.on_shard_down, OnShardDown::Switch);
+    assert_eq!(config.policy.on_slow, OnSlow::Stay);
+    assert_eq!(config.policy.reads, ReadsTo::Active);
+    assert_eq!(config.policy.failback, FailbackMode::Staged);
+    assert_eq!(config.policy.read_steps, [10, 50, 100]);
+    assert_eq!(config.policy.soak, ms(30_000));
+    assert!(config.policy.read_your_writes);
+    assert_eq!(config.policy.latency_margin, ms(100));
     assert_eq!(config.policy.grace, ms(60_000));
     assert_eq!(config.policy.lag_tolerance, ms(500));
     assert_eq!(config.hold.timeout, ms(2000));
@@ -272,7 +280,7 @@ fn each_error_says_where_what_and_what_would_be_right() {
     const DURATION: &str = r#"write e.g. "250ms", "3s", "1m""#;
     const SIZE: &str = r#"write e.g. "512KiB", "64MiB" or a number of bytes"#;
     const BIND: &str = r#"write e.g. "127.0.0.1:6379", "[::1]:6379" or "unix:/run/pulsegate/redis.sock""#;
-    const NOT_BUILT: &str = "not built yet in this version";
+    const STEPS: &str = "write percentages that grow and end with 100, e.g. [10, 50, 100]";
     let cases: Vec<(&str, &str, String)> = vec![
         // Durations
         ("[detection]", r#"heartbeat_interval = "5 parsecs""#, format!(": not a duration; {DURATION}")),
@@ -315,8 +323,12 @@ fn each_error_says_where_what_and_what_would_be_right() {
         // What must fit together
         ("[detection]", r#"heartbeat_timeout = "700ms""#, ": must be at least twice heartbeat_interval (500ms), so that one lost heartbeat is not a verdict".to_owned()),
         ("[detection]", r#"heartbeat_interval = "2s""#, ": must be at most half of heartbeat_timeout (3s), so that one lost heartbeat is not a verdict".to_owned()),
-        // Not built yet
-        ("[failback]", r#"mode = "staged""#, format!(r#": {NOT_BUILT}; write "immediate" or "manual""#)),
+        // Steps
+        ("[failback]", r#"mode = "stages""#, r#": did you mean "staged"? write "staged", "immediate" or "manual""#.to_owned()),
+        ("[failback]", "read_steps = [10]", format!(": {STEPS}")),
+        ("[failback]", "read_steps = [50, 10, 100]", format!(": {STEPS}")),
+        ("[failback]", "read_steps = [0, 100]", format!(": {STEPS}")),
+        ("[failback]", r#"read_steps = ["a"]"#, format!(": not whole numbers; {STEPS}")),
     ];
     for (section, line, want) in cases {
         let (key, value) = line.split_once(" = ").expect("a key and a value");
@@ -359,8 +371,6 @@ fn keys_of_parts_that_are_not_built_yet_are_refused_as_such() {
     for (text, key) in [
         ("[listener]\ntls = { cert = \"x\" }", "listener.tls"),
         ("[listener]\nauth = { users = [] }", "listener.auth"),
-        ("[failback]\nread_steps = [10]", "failback.read_steps"),
-        ("[failback]\nsoak = \"30s\"", "failback.soak"),
         ("[coordination]\nmode = \"etcd\"", "coordination"),
     ] {
         let lines = problems(&format!("{REPLICAS}{text}"));
@@ -370,11 +380,6 @@ fn keys_of_parts_that_are_not_built_yet_are_refused_as_such() {
             [format!("p.toml:{line}: {key}: not built yet in this version")]
         );
     }
-    let replica = |line: &str| problems(&format!("[[replica]]\nname = \"a\"\nurl = \"redis://a\"\n{line}"));
-    assert_eq!(
-        replica("rest = {}"),
-        ["p.toml:4: replica[0].rest: not built yet in this version"]
-    );
 }
 
 #[test]
@@ -464,7 +469,7 @@ fn what_is_said_of_shards_must_fit_together() {
         (
             "redis://a",
             "address_map = [\"=b:1\"]",
-            "replica[0].address_map[0] = \"=b:1\": before the =: the host is missing; write redis://HOST:PORT",
+            "replica[0].address_map[0] = \"=b:1\": before the =: the host is missing; write HOST:PORT",
         ),
         (
             "redis://a",
@@ -596,10 +601,7 @@ fn urls_that_cannot_be_used_are_explained() {
         ("redis://a:0", "the port is not a number from 1 to 65535"),
         ("redis://a:70000", "the port is not a number from 1 to 65535"),
         ("redis://[::1:6379", "the ] after the IPv6 address is missing"),
-        (
-            "redis://::1",
-            "write an IPv6 address in brackets: redis://[::1]:6379",
-        ),
+        ("redis://::1", "write an IPv6 address in brackets: [::1]:PORT"),
         (
             "redis://a/1",
             "a database number or path is not supported: Active-Active databases have only database 0, and SELECT belongs to the application; end the URL after the port",
@@ -727,6 +729,140 @@ fn credentials_and_tls_must_fit_together() {
         "rediss://a",
         "tls = true",
         &["replica[0].tls: a boolean where a table is needed; write [replica.tls]"],
+    );
+}
+
+/// The problems of a replica at `url` with these lines in `[replica.rest]`, without their places.
+fn problems_of_rest(url: &str, lines: &str) -> Vec<String> {
+    let text = format!("[[replica]]\nname = \"a\"\nurl = \"{url}\"\n[replica.rest]\n{lines}\n");
+    let without_place = |line: &String| {
+        let (_, rest) = line.split_once(": ").expect("a place");
+        rest.to_owned()
+    };
+    problems(&text).iter().map(without_place).collect()
+}
+
+#[test]
+fn a_rest_check_reaches_the_replica() {
+    let given = Given::new("");
+    let secret = given.beside("secret", b"hush\n");
+    let ca = given.beside("ca", b"pem");
+    let config = good(&format!(
+        "[[replica]]\nname = \"a\"\nurl = \"redis://a\"\n[[replica]]\nname = \"b\"\nurl = \"redis://b\"\n[replica.rest]\n\
+         url = \"https://cluster/\"\nusername = \"u\"\npassword_file = \"{secret}\"\nca = \"{ca}\"\n"
+    ));
+    assert!(config.replicas[0].rest.is_none());
+    let rest = config.replicas[1].rest.as_ref().expect("the check");
+    assert_eq!(rest.to_string(), "https://cluster:9443");
+    assert_eq!((rest.database, rest.local), (Database::Auto, false));
+    assert_eq!(rest.lag_tolerance, Duration::from_millis(100));
+    assert_eq!(rest.interval, Duration::from_secs(5));
+    let credentials = rest.endpoint.credentials.as_ref().expect("credentials");
+    assert_eq!(credentials.username.as_deref(), Some("u"));
+    assert_eq!(credentials.password.expose(), "hush");
+    let tls = rest.endpoint.tls.as_ref().expect("TLS");
+    assert_eq!(tls.ca.as_deref(), Some(Path::new(&ca)));
+    assert!(!format!("{config:?}").contains("hush"));
+
+    let rest = |lines: &str| {
+        let text = format!(
+            "[[replica]]\nname = \"a\"\nurl = \"unix:/r\"\n[replica.rest]\nusername = \"u\"\npassword_file = \"{secret}\"\n{lines}\n"
+        );
+        let given = Given::new(&text);
+        let loaded = given
+            .load(&[], Flags::default())
+            .unwrap_or_else(|problems| panic!("{problems}"));
+        let warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
+        (
+            loaded.config.replicas[0].rest.clone().expect("the check"),
+            warnings.join("\n"),
+        )
+    };
+    let (check, warnings) = rest("url = \"http://[::1]\"\nbdb = 5\nlocal = true");
+    assert_eq!(
+        (check.to_string().as_str(), check.database, check.local),
+        ("http://[::1]:8080", Database::Uid(5), true)
+    );
+    assert!(check.endpoint.tls.is_none());
+    assert!(warnings.contains("unencrypted"), "{warnings}");
+    let (_, warnings) = rest("url = \"https://c\"\nbdb = 5\ninsecure_skip_verify = true");
+    assert!(warnings.contains("open to interception"), "{warnings}");
+}
+
+#[test]
+fn a_rest_check_is_checked_as_a_whole() {
+    let given = Given::new("");
+    let secret = given.beside("secret", b"hush\n");
+    let login = format!("username = \"u\"\npassword_file = \"{secret}\"\n");
+    let with_login = |lines: &str| problems_of_rest("redis://a", &format!("{login}{lines}"));
+    assert_eq!(
+        problems_of_rest("redis://a", "local = true"),
+        [
+            "replica[0].rest.url: missing; write e.g. url = \"https://HOST:9443\"",
+            "replica[0].rest.username: missing; write e.g. username = \"pulsegate@example.com\"",
+            "replica[0].rest.password_file: missing; name the file that holds the password, on one line",
+        ]
+    );
+    for (lines, want) in [
+        (
+            "url = \"c:9443\"",
+            "url = \"c:9443\": not a URL; write https://HOST:9443",
+        ),
+        (
+            "url = \"redis://c\"",
+            "url = \"redis://c\": unknown scheme; write https://HOST:9443",
+        ),
+        (
+            "url = \"https://\"",
+            "url = \"https://…\": the host is missing; write https://HOST:9443",
+        ),
+        (
+            "url = \"https://u:hush@c\"",
+            "url = \"https://***@c\": credentials in the URL are not supported here; write username and password_file",
+        ),
+        (
+            "url = \"https://c/v1\"",
+            "url = \"https://…\": only a server is named here, Pulsegate knows the paths; write https://HOST:9443",
+        ),
+        (
+            "url = \"https://c\"\nbdb = \"five\"",
+            "bdb = \"five\": write \"auto\" or a whole number from 1 to 4294967295",
+        ),
+        (
+            "url = \"https://c\"\nbdb = 0",
+            "bdb = 0: must be from 1 to 4294967295",
+        ),
+        (
+            "url = \"https://c\"\ninterval = \"100ms\"",
+            "interval = \"100ms\": must be from 1s to 10m",
+        ),
+        (
+            "url = \"http://c\"\nserver_name = \"d\"",
+            "server_name = \"d\": TLS is used only with a https:// url; change the url, or remove this key",
+        ),
+        (
+            "url = \"https://c\"\nserver_name = \"d e\"",
+            "server_name = \"d e\": neither a host name nor an IP address",
+        ),
+        (
+            "url = \"https://c\"\npassword = \"hush\"",
+            "password: unknown key; put the password into a file and name it in password_file",
+        ),
+    ] {
+        let want = format!("replica[0].rest.{want}");
+        assert_eq!(with_login(lines), [want], "{lines}");
+    }
+    let colon = format!("url = \"https://c\"\nusername = \"a:b\"\npassword_file = \"{secret}\"");
+    assert_eq!(
+        problems_of_rest("redis://a", &colon),
+        ["replica[0].rest.username = \"a:b\": a user name of HTTP is not empty and has no colon"]
+    );
+    assert_eq!(
+        problems_of_rest("unix:/r", &format!("{login}url = \"https://c\"")),
+        [
+            "replica[0].rest.bdb: auto looks for the replica's host and port, which a unix socket has not; write the \
+             database's number"
+        ]
     );
 }
 
@@ -943,8 +1079,8 @@ fn the_environment_changes_replicas_of_the_file_by_position() {
             "replica.tls is a table; set its keys, e.g. PULSEGATE_REPLICA__0__TLS__CA",
         ),
         (
-            "PULSEGATE_REPLICA__0__REST__URL",
-            "replica.rest: not built yet in this version",
+            "PULSEGATE_REPLICA__0__REST",
+            "replica.rest is a table; set its keys, e.g. PULSEGATE_REPLICA__0__REST__URL",
         ),
         (
             "PULSEGATE_LISTENER__TLS__CERT",
@@ -1090,6 +1226,15 @@ const OTHER_VALUES: &[(&str, &str)] = &[
     ("replica.tls.cert", "{folder}/second"),
     ("replica.tls.key", "{folder}/second"),
     ("replica.tls.server_name", "other.example"),
+    ("replica.rest.url", "https://elsewhere"),
+    ("replica.rest.username", "somebody"),
+    ("replica.rest.password_file", "{folder}/second"),
+    ("replica.rest.bdb", "7"),
+    ("replica.rest.local", "true"),
+    ("replica.rest.lag_tolerance", "70ms"),
+    ("replica.rest.interval", "7s"),
+    ("replica.rest.ca", "{folder}/second"),
+    ("replica.rest.server_name", "other.example"),
     ("detection.heartbeat_interval", "70ms"),
     ("detection.heartbeat_timeout", "7s"),
     ("detection.probe_interval", "70ms"),
@@ -1102,6 +1247,14 @@ const OTHER_VALUES: &[(&str, &str)] = &[
     ("failover.dwell", "7s"),
     ("failover.on_isolated", "leave"),
     ("failback.mode", "manual"),
+    ("failback.read_steps", "20,100"),
+    ("failback.soak", "5s"),
+    ("failback.read_your_writes", "false"),
+    ("failback.latency_margin", "5ms"),
+    ("failover.on_slow", "leave"),
+    ("failover.on_shard_down", "stay"),
+    ("detection.shard_grace", "7s"),
+    ("upstream.reads", "nearest"),
     ("failback.grace", "7s"),
     ("failback.lag_tolerance", "7s"),
     ("hold.timeout", "7s"),
@@ -1126,6 +1279,8 @@ fn every_key_that_differs_is_noticed() {
         "replica.tls.ca",
         "replica.tls.cert",
         "replica.tls.key",
+        "replica.rest.password_file",
+        "replica.rest.ca",
         "admin.token_file",
     ];
     let load = |key: &str, value: &str| {
@@ -1136,6 +1291,11 @@ fn every_key_that_differs_is_noticed() {
         vars.push(("PULSEGATE_REPLICA__0__URL".to_owned(), "rediss://a:1".to_owned()));
         vars.push(("PULSEGATE_REPLICA__0__NAME".to_owned(), "a".to_owned()));
         vars.push(("PULSEGATE_REPLICA__0__USERNAME".to_owned(), "u".to_owned()));
+        vars.push((
+            "PULSEGATE_REPLICA__0__REST__URL".to_owned(),
+            "https://c".to_owned(),
+        ));
+        vars.push(("PULSEGATE_REPLICA__0__REST__USERNAME".to_owned(), "r".to_owned()));
         if !key.is_empty() {
             let name = config::environment_name(key, 0);
             vars.retain(|(known, _)| *known != name);
@@ -1158,21 +1318,21 @@ fn every_key_that_differs_is_noticed() {
     for (key, value) in OTHER_VALUES {
         let found = config::changes(&before, &load(key, value));
         let shown = key.replace("replica.", "replica[0].");
-        let shown = if shown.contains(".tls.") {
-            "replica[0].tls"
-        } else {
-            &shown
-        };
+        let table = ["replica[0].tls", "replica[0].rest"]
+            .into_iter()
+            .find(|table| shown.starts_with(&format!("{table}.")));
+        let shown = table.unwrap_or(&shown);
         let keys: Vec<&str> = found.iter().map(|change| change.key.as_str()).collect();
         assert_eq!(keys, [shown], "{key} = {value}");
         let live = key.starts_with("failover.")
             || key.starts_with("failback.")
-            || *key == "log.level"
+            || ["log.level", "upstream.reads"].contains(key)
             || [
                 "detection.heartbeat_interval",
                 "detection.heartbeat_timeout",
                 "detection.probe_interval",
                 "detection.connect_failures",
+                "detection.shard_grace",
             ]
             .contains(key);
         assert_eq!(found[0].live, live, "{key}");
@@ -1185,7 +1345,7 @@ fn every_key_that_differs_is_noticed() {
             let refused = Given::new(REPLICAS).load(&[(name.as_str(), "true")], Flags::default());
             let refused = refused.map(|_| ()).expect_err(key).to_string();
             assert!(
-                refused.contains("not built") || key == "replica.tls.insecure_skip_verify",
+                refused.contains("not built") || key.ends_with(".insecure_skip_verify"),
                 "{key}: {refused}"
             );
         }

@@ -3,6 +3,8 @@
 //! The rig stands in for Active-Active Redis; applications are raw sockets, and redis-py.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#[path = "support/authority.rs"]
+mod authority;
 #[path = "e2e/contract.rs"]
 mod contract;
 #[path = "e2e/failover.rs"]
@@ -23,6 +25,10 @@ mod redis_py;
 mod reload;
 #[path = "e2e/resources.rs"]
 mod resources;
+#[path = "e2e/rest.rs"]
+mod rest;
+#[path = "support/rest_server.rs"]
+mod rest_server;
 #[path = "e2e/scale.rs"]
 mod scale;
 #[path = "e2e/sessions.rs"]

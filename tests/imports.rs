@@ -126,6 +126,9 @@ const RULES: &[(&str, &[&str])] = &[
             "crate::control::status",
             "crate::decision",
             "crate::dial",
+            // `check --connect` asks as the monitor does.
+            "crate::monitor::Patience",
+            "crate::monitor::RestCheck",
             "crate::replica",
             "bytes",
             "clap",
@@ -150,18 +153,32 @@ const RULES: &[(&str, &[&str])] = &[
 
 const EVIDENCE: &[&str] = &[
     "crate::config",
+    "crate::decision::CellMap",
     "crate::decision::Input",
     "crate::decision::PassiveEvidence",
     "crate::decision::ProbeFailure",
     "crate::decision::ProbeKind",
+    "crate::decision::RestOutcome",
     "crate::dial",
     "crate::metrics",
     "crate::replica",
+    // Channels and keys land on a shard by their slot; the listener finds frames as links do.
+    "crate::resp::ReplyScan",
+    "crate::resp::ReplyScanner",
+    "crate::resp::keys",
     "futures_util",
     "redis",
     "thiserror",
     "tokio",
     "tracing",
+    // The REST check.
+    "base64",
+    "bytes",
+    "http_body_util",
+    "hyper",
+    "hyper_util",
+    "serde",
+    "serde_json",
 ];
 
 /// Crates of the language itself.

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pulsegate::decision::{Health, ProbeKind, SwitchReason, Switched};
+use pulsegate::decision::{Health, ProbeKind, RestState, SwitchReason, Switched};
 use pulsegate::metrics::{Class, Metrics};
 use pulsegate::replica::{Address, Endpoint, Replica, ReplicaId, ShardId, Topology};
 
@@ -39,6 +39,7 @@ fn replica(id: u8, name: &str) -> Replica {
             tls: None,
             credentials: None,
         }),
+        rest: None,
     }
 }
 
@@ -64,6 +65,8 @@ fn promtool_is_content() {
     metrics
         .control
         .probe(a, ProbeKind::Ping, Duration::from_millis(1));
+    metrics.control.rest_check(a, RestState::Unavailable);
+    metrics.control.rest(a, RestState::Unavailable);
     metrics.control.switched(&Switched {
         epoch: 2,
         from: Some(a),

@@ -7,7 +7,7 @@ use humantime::format_duration;
 use super::{Failure, connect, print};
 use crate::config::{self, Bind, Config, Loaded, LogFormat, Sources};
 use crate::decision::{FailbackMode, OnFenceTimeout, OnIsolated};
-use crate::replica::Replica;
+use crate::replica::{Replica, Rest};
 
 /// Checks, prints and, when `connect`, tries every replica.
 pub(super) async fn check(sources: &Sources, connect: bool) -> Result<(), Failure> {
@@ -54,6 +54,9 @@ fn write_summary(out: &mut String, config: &Config) -> std::fmt::Result {
             endpoint(replica),
             replica.weight
         )?;
+        if let Some(rest) = &replica.rest {
+            write_rest(out, rest)?;
+        }
     }
     let policy = &config.policy;
     writeln!(
@@ -86,8 +89,13 @@ fn write_summary(out: &mut String, config: &Config) -> std::fmt::Result {
         out,
         "failback   {} after {} of proof; lag up to {} is in sync",
         match policy.failback {
-            FailbackMode::Immediate => "immediate",
-            FailbackMode::Manual => "by hand,",
+            FailbackMode::Staged => format!(
+                "reads in steps of {:?} % for {}, then writes,",
+                policy.read_steps,
+                format_duration(policy.soak)
+            ),
+            FailbackMode::Immediate => "immediate".to_owned(),
+            FailbackMode::Manual => "by hand,".to_owned(),
         },
         format_duration(policy.grace),
         format_duration(policy.lag_tolerance),
@@ -114,6 +122,20 @@ fn write_summary(out: &mut String, config: &Config) -> std::fmt::Result {
         LogFormat::Json => "json",
     };
     writeln!(out, "log        {format}, {}", config.log.level)
+}
+
+fn write_rest(out: &mut String, rest: &Rest) -> std::fmt::Result {
+    let user = rest.endpoint.credentials.as_ref();
+    let user = user.and_then(|credentials| credentials.username.as_deref());
+    writeln!(
+        out,
+        "  REST     {rest} as {}; database {}{}; lag up to {} is available; every {}",
+        user.unwrap_or("nobody"),
+        rest.database,
+        if rest.local { ", this node only" } else { "" },
+        format_duration(rest.lag_tolerance),
+        format_duration(rest.interval),
+    )
 }
 
 /// Where and as whom, never with which password.

@@ -1,6 +1,6 @@
 //! `check --connect`: proves that every replica can be used as it is configured.
 //!
-//! Opens two connections to each, as links and the monitor will, and needs every answer that they will need. Writes one
+//! Opens two connections to each (and asks its cluster's REST API, where that is configured), as links and the monitor will, and needs every answer that they will need. Writes one
 //! key that expires by itself and publishes one message on a channel of its own, so that a running sidecar is not
 //! disturbed.
 
@@ -15,8 +15,10 @@ use tokio::time::{Instant, timeout};
 
 use super::{Exit, Failure, check, print};
 use crate::config::Config;
+use crate::decision::RestOutcome;
 use crate::dial::{Dialer, Stream};
-use crate::replica::{Endpoint, Replica};
+use crate::monitor::{Patience, RestCheck};
+use crate::replica::{Endpoint, Replica, Rest};
 
 /// Life of the key that the write leaves behind, in milliseconds.
 const KEY_LIFE: u64 = 1000;
@@ -86,7 +88,28 @@ async fn prove(config: &Config, replica: &Replica) -> Result<String, String> {
     let channel = format!("{prefix}:{instance}:{}", replica.name);
     hear(&dialer, config, &mut connection, &channel).await?;
     steps.push("publish and subscribe".to_owned());
+    if let Some(rest) = &replica.rest {
+        steps.push(ask_cluster(config, replica, rest).await?);
+    }
     Ok(steps.join(", "))
+}
+
+/// Whether the cluster's REST API answers the monitor's question; what it says of the database is no failure.
+async fn ask_cluster(config: &Config, replica: &Replica, rest: &Arc<Rest>) -> Result<String, String> {
+    let failed = |why: String| format!("REST at {rest} failed: {why}");
+    let mut check = RestCheck::new(Arc::clone(rest), replica.endpoint.address.clone())
+        .map_err(|error| failed(error.to_string()))?;
+    let patience = Patience {
+        connect: config.upstream.connect_timeout,
+        answer: config.upstream.response_timeout,
+    };
+    let outcome = check.ask(patience).await;
+    let database = check.uid().map_or(String::new(), |uid| format!(" {uid}"));
+    match outcome {
+        RestOutcome::Available => Ok(format!("REST: database{database} is available")),
+        RestOutcome::Unavailable(why) => Ok(format!("REST: database{database} is unavailable ({why})")),
+        RestOutcome::Unknown(why) => Err(failed(why)),
+    }
 }
 
 async fn dial(dialer: &Dialer, config: &Config) -> Result<Stream, String> {

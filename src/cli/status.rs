@@ -145,6 +145,12 @@ fn write_table(out: &mut String, status: &Status, now: u64) -> std::fmt::Result 
     rows.extend(status.replicas.iter().map(|replica| row(status, replica, now)));
     write_rows(out, &rows)?;
 
+    let mut heading = "\nbroken\n";
+    for fault in &status.faults {
+        writeln!(out, "{heading}  {}, for {}", fault.words, age(now, fault.since))?;
+        heading = "";
+    }
+
     let mut heading = "\nlinks without fresh heartbeats\n";
     for replica in &status.replicas {
         for link in replica.links.iter().filter(|link| !link.up) {
@@ -160,6 +166,20 @@ fn write_table(out: &mut String, status: &Status, now: u64) -> std::fmt::Result 
             )?;
             heading = "";
         }
+    }
+
+    let checks = status.replicas.iter().filter_map(|replica| {
+        let rest = replica.rest.as_ref()?;
+        let asked = rest
+            .at
+            .map_or("not yet".to_owned(), |at| format!("{} ago", age(now, at)));
+        let name = format!("  {}", replica.name);
+        Some([name, rest.state.clone(), asked, rest.words.clone()])
+    });
+    let checks: Vec<[String; 4]> = checks.collect();
+    if !checks.is_empty() {
+        writeln!(out, "\nREST checks of the clusters")?;
+        write_rows(out, &checks)?;
     }
 
     if !status.last_switches.is_empty() {
@@ -237,6 +257,7 @@ fn write_rows<const N: usize>(out: &mut String, rows: &[[String; N]]) -> std::fm
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::status::RestStatus;
 
     const NOW: u64 = 1_700_000_000_000;
 
@@ -296,6 +317,25 @@ newest switches
         );
         assert!(text.contains("\nholding: commands wait\ntilt: "), "{text}");
         assert!(!text.contains('*'), "{text}");
+    }
+
+    #[test]
+    fn rest_checks_have_lines_of_their_own() {
+        let mut status = example();
+        status.replicas[0].rest = Some(RestStatus {
+            state: "unavailable".to_owned(),
+            words: "503 no_quorum".to_owned(),
+            at: Some(NOW - 3000),
+        });
+        status.replicas[1].rest = Some(RestStatus {
+            state: "unknown".to_owned(),
+            words: "not asked yet".to_owned(),
+            at: None,
+        });
+        let want = "\nREST checks of the clusters\n  local   unavailable  3s ago   503 no_quorum\n  remote  unknown      \
+                    not yet  not asked yet\n\nnewest";
+        let text = table(&status, NOW);
+        assert!(text.contains(want), "{text}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::{
     Admin, Bind, Cluster, Config, Detection, Hold, Listener, Log, LogFormat, Upstream, UpstreamMode,
     replicas, schema,
 };
-use crate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, Policy};
+use crate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, OnShardDown, OnSlow, Policy, ReadsTo};
 use crate::replica::{Address, Replica};
 
 /// What the checks write to.
@@ -191,6 +191,11 @@ fn timing(findings: &mut Findings<'_>) -> (Policy, Upstream) {
         heartbeat_timeout,
         probe_interval,
         connect_failures: u32::try_from(connect_failures).unwrap_or(u32::MAX),
+        shard_grace: duration("detection.shard_grace", profile.shard_grace),
+        on_shard_down: match values.word("failover.on_shard_down").as_str() {
+            "stay" => OnShardDown::Stay,
+            _ => OnShardDown::Switch,
+        },
         dwell: values.duration("failover.dwell"),
         // By default the fence fits into the hold, so that a planned move costs no command.
         fence: fence.unwrap_or_else(|| values.duration("failover.fence").min(hold_timeout)),
@@ -202,11 +207,24 @@ fn timing(findings: &mut Findings<'_>) -> (Policy, Upstream) {
             "leave" => OnIsolated::Leave,
             _ => OnIsolated::Stay,
         },
+        on_slow: match values.word("failover.on_slow").as_str() {
+            "leave" => OnSlow::Leave,
+            _ => OnSlow::Stay,
+        },
+        reads: match values.word("upstream.reads").as_str() {
+            "nearest" => ReadsTo::Nearest,
+            _ => ReadsTo::Active,
+        },
+        read_your_writes: values.switch("failback.read_your_writes"),
         failback: match values.word("failback.mode").as_str() {
             "manual" => FailbackMode::Manual,
-            _ => FailbackMode::Immediate,
+            "immediate" => FailbackMode::Immediate,
+            _ => FailbackMode::Staged,
         },
         grace: values.duration("failback.grace"),
+        read_steps: values.steps("failback.read_steps"),
+        soak: values.duration("failback.soak"),
+        latency_margin: values.duration("failback.latency_margin"),
         lag_tolerance: values.duration("failback.lag_tolerance"),
         // A stall that costs less than half of the evidence's life cannot make a replica look silent by itself; it
         // must be longer than the ordinary gap between two heartbeats.

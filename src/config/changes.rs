@@ -33,6 +33,7 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
         let mut note = |key: &str, same: bool| note(&format!("replica[{i}].{key}"), false, same);
         note("name", a.name == b.name);
         note("weight", a.weight == b.weight);
+        let same_rest = a.rest == b.rest;
         let (of_a, of_b) = (&a.topology, &b.topology);
         let (a, b) = (&a.endpoint, &b.endpoint);
         note(
@@ -53,6 +54,7 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
         if let (Some(a), Some(b)) = (&a.tls, &b.tls) {
             note("tls", a == b);
         }
+        note("rest", same_rest);
     }
 
     let (a, b) = (&old.policy, &new.policy);
@@ -61,6 +63,7 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
     note("upstream.mode", false, links_a.mode == links_b.mode);
     let same = links_a.shared_links == links_b.shared_links;
     note("upstream.shared_links", false, same);
+    note("upstream.reads", true, a.reads == b.reads);
     let same = a.heartbeat_interval == b.heartbeat_interval;
     note("detection.heartbeat_interval", true, same);
     let same = a.heartbeat_timeout == b.heartbeat_timeout;
@@ -74,6 +77,7 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
     note("detection.connect_timeout", false, same);
     let same = a.connect_failures == b.connect_failures;
     note("detection.connect_failures", true, same);
+    note("detection.shard_grace", true, a.shard_grace == b.shard_grace);
     let same = links_a.response_timeout == links_b.response_timeout;
     note("detection.response_timeout", false, same);
     let same = old.detection.channel_prefix == new.detection.channel_prefix;
@@ -83,8 +87,17 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
     note("failover.on_fence_timeout", true, same);
     note("failover.dwell", true, a.dwell == b.dwell);
     note("failover.on_isolated", true, a.on_isolated == b.on_isolated);
+    let same = a.on_shard_down == b.on_shard_down;
+    note("failover.on_shard_down", true, same);
+    note("failover.on_slow", true, a.on_slow == b.on_slow);
     note("failback.mode", true, a.failback == b.failback);
     note("failback.grace", true, a.grace == b.grace);
+    note("failback.read_steps", true, a.read_steps == b.read_steps);
+    note("failback.soak", true, a.soak == b.soak);
+    let same = a.read_your_writes == b.read_your_writes;
+    note("failback.read_your_writes", true, same);
+    let same = a.latency_margin == b.latency_margin;
+    note("failback.latency_margin", true, same);
     note("failback.lag_tolerance", true, a.lag_tolerance == b.lag_tolerance);
 
     let (a, b) = (&old.hold, &new.hold);

@@ -139,7 +139,9 @@ fn read(kind: Kind, text: &str, origin: &Origin) -> Result<Raw, String> {
 pub(super) fn typed(kind: Kind, text: &str) -> Raw {
     let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     match (kind, text) {
-        (Kind::Count(..) | Kind::Size(..), digits) if is_number => Raw::Integer(digits.to_owned(), 10),
+        (Kind::Count(..) | Kind::AutoOr(..) | Kind::Size(..), digits) if is_number => {
+            Raw::Integer(digits.to_owned(), 10)
+        }
         (Kind::Switch, "true") => Raw::Bool(true),
         (Kind::Switch, "false") => Raw::Bool(false),
         _ => Raw::Text(text.to_owned()),

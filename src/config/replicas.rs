@@ -7,6 +7,7 @@ use super::assemble::{Findings, said_of_given};
 use super::env::MOST_REPLICAS;
 use super::flags::is_name;
 use super::problem::Problem;
+use super::rest;
 use super::url::Url;
 use super::value::{self, Value};
 use crate::replica::{
@@ -76,8 +77,17 @@ fn replica(findings: &mut Findings<'_>, position: usize) -> Option<Replica> {
         }
     };
     // Looked at even when the URL is unusable, so that their problems come out at once.
-    let tls = tls(findings, position, url);
+    let tls = tls(
+        findings,
+        TlsKeys {
+            section: &at("tls"),
+            keys: &["ca", "cert", "key", "server_name", "insecure_skip_verify"],
+            scheme: "rediss",
+            is_used: url.is_none_or(|url| url.tls),
+        },
+    );
     let credentials = credentials(findings, position, url);
+    let rest = rest::rest(findings, position, url);
     let topology = topology(findings, position, url);
     let weight = match values.given_number(&at("weight")) {
         Some(weight) => u32::try_from(weight).unwrap_or(u32::MAX),
@@ -93,10 +103,12 @@ fn replica(findings: &mut Findings<'_>, position: usize) -> Option<Replica> {
             tls,
             credentials,
         }),
+        rest,
     })
 }
 
-fn missing(findings: &mut Findings<'_>, position: usize, key: &str, example: &str) {
+/// Says that `key` of the replica at `position` is missing, unless something is wrong with it already.
+pub(super) fn missing(findings: &mut Findings<'_>, position: usize, key: &str, example: &str) {
     let path = format!("replica[{position}].{key}");
     if findings.values.is_bad(&path) {
         return;
@@ -133,17 +145,32 @@ fn twice(findings: &mut Findings<'_>, count: usize) {
     }
 }
 
-fn tls(findings: &mut Findings<'_>, position: usize, url: Option<&Url>) -> Option<Tls> {
+/// The TLS keys of one endpoint.
+#[derive(Clone, Copy)]
+pub(super) struct TlsKeys<'a> {
+    /// Where they stand.
+    pub(super) section: &'a str,
+    pub(super) keys: &'a [&'a str],
+    /// The scheme of a url that uses them.
+    pub(super) scheme: &'a str,
+    /// The url has that scheme, or is not known.
+    pub(super) is_used: bool,
+}
+
+/// How TLS is done, when it is used.
+pub(super) fn tls(findings: &mut Findings<'_>, given: TlsKeys<'_>) -> Option<Tls> {
     let values = findings.values;
-    let at = |key: &str| format!("replica[{position}].tls.{key}");
-    let keys = ["ca", "cert", "key", "server_name", "insecure_skip_verify"];
-    let is_tls = url.is_none_or(|url| url.tls);
+    let TlsKeys {
+        section,
+        keys,
+        scheme,
+        is_used,
+    } = given;
+    let at = |key: &str| format!("{section}.{key}");
     for key in keys {
-        if !is_tls && values.given(&at(key)).is_some() {
-            findings.problem(
-                &at(key),
-                "TLS is used only with a rediss:// url; change the url, or remove this key",
-            );
+        if !is_used && values.given(&at(key)).is_some() {
+            let text = format!("TLS is used only with a {scheme}:// url; change the url, or remove this key");
+            findings.problem(&at(key), text);
         }
     }
     let there = |key: &str| values.given(&at(key)).is_some() || values.is_bad(&at(key));
@@ -153,7 +180,7 @@ fn tls(findings: &mut Findings<'_>, position: usize, url: Option<&Url>) -> Optio
         }
     }
     let insecure = values.switch(&at("insecure_skip_verify"));
-    if insecure && is_tls {
+    if insecure && is_used {
         findings.warning(
             &at("insecure_skip_verify"),
             "any certificate is accepted, so the connection is open to interception",
@@ -171,7 +198,7 @@ fn tls(findings: &mut Findings<'_>, position: usize, url: Option<&Url>) -> Optio
         findings.problem(&at("server_name"), "neither a host name nor an IP address");
     }
     let path = |key: &str| values.text(&at(key)).map(PathBuf::from);
-    is_tls.then(|| Tls {
+    is_used.then(|| Tls {
         ca: path("ca"),
         cert: path("cert"),
         key: path("key"),

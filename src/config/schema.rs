@@ -33,20 +33,24 @@ pub(super) enum Kind {
     Address,
     /// `redis://…`; errors never quote it whole.
     Url,
+    /// `https://HOST:PORT`, likewise.
+    HttpUrl,
     /// "250ms"; in milliseconds from, to.
     Duration(u64, u64),
     /// "64MiB"; in bytes from, to.
     Size(u64, u64),
     /// A whole number from, to.
     Count(u64, u64),
+    /// A list of growing percentages that ends with 100; in the environment "10,50,100".
+    Steps,
+    /// A whole number from, to, or "auto".
+    AutoOr(u64, u64),
     /// true or false.
     Switch,
     /// One of these words.
     OneOf(&'static [&'static str]),
     /// A tracing filter.
     Filter,
-    /// One of these words, of which those of the second list belong to a part that is not built yet.
-    OneOfSome(&'static [&'static str], &'static [&'static str]),
     /// The key, and all below it, belongs to a part that is not built yet.
     NotBuilt,
 }
@@ -108,10 +112,20 @@ pub(super) const KEYS: &[Key] = &[
     bare("replica.tls.key", Kind::File),
     bare("replica.tls.server_name", Kind::Text),
     key("replica.tls.insecure_skip_verify", Kind::Switch, "false"),
-    bare("replica.rest", Kind::NotBuilt),
+    bare("replica.rest.url", Kind::HttpUrl),
+    bare("replica.rest.username", Kind::Text),
+    bare("replica.rest.password_file", Kind::File),
+    key("replica.rest.bdb", Kind::AutoOr(1, u32::MAX as u64), "auto"),
+    key("replica.rest.local", Kind::Switch, "false"),
+    key("replica.rest.lag_tolerance", Kind::Duration(1, HOUR), "100ms"),
+    key("replica.rest.interval", Kind::Duration(1000, 10 * MINUTE), "5s"),
+    bare("replica.rest.ca", Kind::File),
+    bare("replica.rest.server_name", Kind::Text),
+    key("replica.rest.insecure_skip_verify", Kind::Switch, "false"),
     key("cluster.split", Kind::Switch, "true"),
     key("upstream.mode", Kind::OneOf(&["shared", "dedicated"]), "shared"),
     key("upstream.shared_links", Kind::Count(1, 64), "1"),
+    key("upstream.reads", Kind::OneOf(&["active", "nearest"]), "active"),
     key(
         "detection.profile",
         Kind::OneOf(&["fast", "balanced", "patient"]),
@@ -122,6 +136,7 @@ pub(super) const KEYS: &[Key] = &[
     bare("detection.probe_interval", Kind::Duration(10, 10 * MINUTE)),
     bare("detection.connect_timeout", Kind::Duration(10, MINUTE)),
     bare("detection.connect_failures", Kind::Count(1, 1000)),
+    bare("detection.shard_grace", Kind::Duration(0, HOUR)),
     bare("detection.response_timeout", Kind::Duration(10, HOUR)),
     key("detection.channel_prefix", Kind::Text, "pulsegate"),
     key("failover.fence", Kind::Duration(0, MINUTE), "1s"),
@@ -133,14 +148,22 @@ pub(super) const KEYS: &[Key] = &[
     key("failover.dwell", Kind::Duration(0, 24 * HOUR), "10s"),
     key("failover.on_isolated", Kind::OneOf(&["stay", "leave"]), "stay"),
     key(
+        "failover.on_shard_down",
+        Kind::OneOf(&["switch", "stay"]),
+        "switch",
+    ),
+    key("failover.on_slow", Kind::OneOf(&["stay", "leave"]), "stay"),
+    key(
         "failback.mode",
-        Kind::OneOfSome(&["immediate", "manual"], &["staged"]),
-        "immediate",
+        Kind::OneOf(&["staged", "immediate", "manual"]),
+        "staged",
     ),
     key("failback.grace", Kind::Duration(0, 24 * HOUR), "60s"),
-    bare("failback.read_steps", Kind::NotBuilt),
-    bare("failback.soak", Kind::NotBuilt),
+    key("failback.read_steps", Kind::Steps, "10,50,100"),
+    key("failback.soak", Kind::Duration(0, 24 * HOUR), "30s"),
+    key("failback.read_your_writes", Kind::Switch, "true"),
     key("failback.lag_tolerance", Kind::Duration(1, HOUR), "500ms"),
+    key("failback.latency_margin", Kind::Duration(1, MINUTE), "100ms"),
     key("hold.timeout", Kind::Duration(0, 10 * MINUTE), "2s"),
     key("hold.max_commands", Kind::Count(1, 10_000_000), "10000"),
     key("hold.max_bytes", Kind::Size(1024, 1024 * GIB), "64MiB"),
@@ -203,13 +226,16 @@ pub(super) fn names_in(path: &str) -> Vec<&'static str> {
     names
 }
 
-/// The sections other than `path` in which `name` is a key.
+/// The sections other than `path` in which `name` is a key, those at the top first.
 pub(super) fn sections_with(name: &str, path: &str) -> Vec<&'static str> {
-    KEYS.iter()
+    let mut sections: Vec<&'static str> = KEYS
+        .iter()
         .filter_map(|key| key.path.rsplit_once('.'))
         .filter(|(section, last)| *last == name && *section != path)
         .map(|(section, _)| section)
-        .collect()
+        .collect();
+    sections.sort_by_key(|section| section.matches('.').count());
+    sections
 }
 
 fn is_below(key: &str, section: &str) -> bool {
@@ -234,6 +260,7 @@ pub(super) struct ProfileNumbers {
     pub(super) probe_interval: Duration,
     pub(super) connect_timeout: Duration,
     pub(super) connect_failures: u64,
+    pub(super) shard_grace: Duration,
     pub(super) response_timeout: Duration,
 }
 
@@ -247,6 +274,7 @@ pub(super) fn profile(word: &str) -> ProfileNumbers {
             probe_interval: ms(200),
             connect_timeout: ms(500),
             connect_failures: 2,
+            shard_grace: ms(2000),
             response_timeout: ms(2000),
         },
         "patient" => ProfileNumbers {
@@ -255,6 +283,7 @@ pub(super) fn profile(word: &str) -> ProfileNumbers {
             probe_interval: ms(3000),
             connect_timeout: ms(5000),
             connect_failures: 5,
+            shard_grace: ms(20_000),
             response_timeout: ms(20_000),
         },
         _ => ProfileNumbers {
@@ -263,6 +292,7 @@ pub(super) fn profile(word: &str) -> ProfileNumbers {
             probe_interval: ms(1000),
             connect_timeout: ms(1000),
             connect_failures: 3,
+            shard_grace: ms(5000),
             response_timeout: ms(5000),
         },
     }

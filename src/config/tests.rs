@@ -79,6 +79,10 @@ fn sections_are_told_from_keys() {
     assert_eq!(schema::names_in("hold"), ["timeout", "max_commands", "max_bytes"]);
     assert!(schema::names_in("replica").contains(&"tls"));
     assert_eq!(schema::sections_with("dwell", "hold"), ["failover"]);
+    assert_eq!(
+        schema::sections_with("lag_tolerance", "hold"),
+        ["failback", "replica.rest"]
+    );
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! A replica's URL: `redis://[user[:password]@]host[:port]`, `rediss://…`, `unix:///path`.
+//! A replica's URL: `redis://[user[:password]@]host[:port]`, `rediss://…`, `unix:///path`; its cluster's REST API:
+//! `https://host[:port]`.
 //!
 //! Parsed here, so that no error and no log ever quotes a password.
 
@@ -8,13 +9,16 @@ use super::problem::nearest;
 use crate::replica::{Address, Secret};
 
 /// The port when a URL names none.
-const DEFAULT_PORT: u16 = 6379;
+pub(super) const DEFAULT_PORT: u16 = 6379;
+/// Where Redis Enterprise serves its REST API over TLS, and without.
+const HTTPS_PORT: u16 = 9443;
+const HTTP_PORT: u16 = 8080;
 
 /// A URL, taken apart.
 #[derive(Debug)]
 pub(super) struct Url {
     pub(super) address: Address,
-    /// `rediss`
+    /// `rediss`, `https`
     pub(super) tls: bool,
     pub(super) username: Option<String>,
     pub(super) password: Option<Secret>,
@@ -57,7 +61,7 @@ pub(super) fn parse(text: &str) -> Result<Url, String> {
         Some((identity, host_port)) => (Some(identity), host_port),
         None => (None, authority),
     };
-    let address = parse_host_port(host_port)?;
+    let address = parse_host_port(host_port, DEFAULT_PORT, "write redis://HOST:PORT")?;
     match path {
         "" | "/" | "/0" => {}
         _ => {
@@ -77,6 +81,36 @@ pub(super) fn parse(text: &str) -> Result<Url, String> {
         tls,
         username,
         password,
+    })
+}
+
+/// Reads the URL of a REST API; as for [`parse`].
+pub(super) fn parse_http(text: &str) -> Result<Url, String> {
+    let example = "write https://HOST:9443";
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return Err(format!("not a URL; {example}"));
+    };
+    let (tls, port) = match scheme {
+        "https" => (true, HTTPS_PORT),
+        "http" => (false, HTTP_PORT),
+        _ => return Err(format!("unknown scheme; {example}")),
+    };
+    if rest.contains('@') {
+        return Err(
+            "credentials in the URL are not supported here; write username and password_file".to_owned(),
+        );
+    }
+    let host_port = rest.strip_suffix('/').unwrap_or(rest);
+    if host_port.contains(['/', '?', '#']) {
+        return Err(format!(
+            "only a server is named here, Pulsegate knows the paths; {example}"
+        ));
+    }
+    Ok(Url {
+        address: parse_host_port(host_port, port, example)?,
+        tls,
+        username: None,
+        password: None,
     })
 }
 
@@ -107,8 +141,8 @@ fn parse_unix(rest: &str) -> Result<Url, String> {
 /// `sockaddr_un.sun_path` has 108 bytes on Linux, the last a NUL.
 pub(super) const SUN_PATH_MAX: usize = 107;
 
-/// `HOST`, `HOST:PORT` or `[IPv6]:PORT`.
-pub(super) fn parse_host_port(text: &str) -> Result<Address, String> {
+/// `HOST`, `HOST:PORT` or `[IPv6]:PORT`. `default`: the port when there is none.
+pub(super) fn parse_host_port(text: &str, default: u16, example: &str) -> Result<Address, String> {
     let (host, port) = if let Some(rest) = text.strip_prefix('[') {
         let Some((host, port)) = rest.split_once(']') else {
             return Err("the ] after the IPv6 address is missing".to_owned());
@@ -123,7 +157,7 @@ pub(super) fn parse_host_port(text: &str) -> Result<Address, String> {
         }
     } else {
         if text.matches(':').count() > 1 {
-            return Err("write an IPv6 address in brackets: redis://[::1]:6379".to_owned());
+            return Err("write an IPv6 address in brackets: [::1]:PORT".to_owned());
         }
         match text.split_once(':') {
             Some((host, port)) => (host, Some(port)),
@@ -131,7 +165,7 @@ pub(super) fn parse_host_port(text: &str) -> Result<Address, String> {
         }
     };
     if host.is_empty() {
-        return Err("the host is missing; write redis://HOST:PORT".to_owned());
+        return Err(format!("the host is missing; {example}"));
     }
     let is_name = host
         .chars()
@@ -140,7 +174,7 @@ pub(super) fn parse_host_port(text: &str) -> Result<Address, String> {
         return Err("the host is neither a name nor an IP address".to_owned());
     }
     let port = match port {
-        None => DEFAULT_PORT,
+        None => default,
         Some(port) => match port.parse::<u16>() {
             Ok(port) if port > 0 => port,
             _ => return Err("the port is not a number from 1 to 65535".to_owned()),

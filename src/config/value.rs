@@ -23,6 +23,7 @@ pub(super) enum Value {
     Address(SocketAddr),
     AddressPair(AddressPair),
     Url(Url),
+    Steps(Vec<u8>),
 }
 
 const DURATION: &str = r#"write e.g. "250ms", "3s", "1m""#;
@@ -41,19 +42,28 @@ pub(super) fn read(kind: Kind, raw: &Raw) -> Result<Value, String> {
             .map_err(|why| format!(r#"{why}; write e.g. "127.0.0.1:9379""#))
             .map(Value::Address),
         Kind::Url => url::parse(text(raw)?).map(Value::Url),
+        Kind::HttpUrl => url::parse_http(text(raw)?).map(Value::Url),
         Kind::Duration(from, to) => duration(raw, from, to).map(Value::Duration),
         Kind::Size(from, to) => size(raw, from, to).map(Value::Number),
         Kind::Count(from, to) => count(raw, from, to).map(Value::Number),
+        Kind::Steps => steps(raw).map(Value::Steps),
+        Kind::AutoOr(from, to) => match raw {
+            Raw::Text(text) if text == AUTO => Ok(Value::Text(AUTO.to_owned())),
+            Raw::Integer(..) => count(raw, from, to).map(Value::Number),
+            _ => Err(format!("write \"{AUTO}\" or a whole number from {from} to {to}")),
+        },
         Kind::Switch => match raw {
             Raw::Bool(value) => Ok(Value::Switch(*value)),
             _ => Err("write true or false".to_owned()),
         },
-        Kind::OneOf(words) => word(raw, words, &[]).map(Value::Text),
-        Kind::OneOfSome(words, not_built) => word(raw, words, not_built).map(Value::Text),
+        Kind::OneOf(words) => word(raw, words).map(Value::Text),
         Kind::Filter => filter(text(raw)?).map(Value::Text),
         Kind::NotBuilt => Err(NOT_BUILT.to_owned()),
     }
 }
+
+/// The word of [`Kind::AutoOr`].
+const AUTO: &str = "auto";
 
 /// The answer to a key whose part does not exist yet.
 pub(super) const NOT_BUILT: &str = "not built yet in this version";
@@ -85,6 +95,31 @@ fn duration(raw: &Raw, from: u64, to: u64) -> Result<Duration, String> {
         });
     }
     Ok(value)
+}
+
+/// Percentages that grow up to 100.
+fn steps(raw: &Raw) -> Result<Vec<u8>, String> {
+    const STEPS: &str = "write percentages that grow and end with 100, e.g. [10, 50, 100]";
+    let numbers: Option<Vec<u64>> = match raw {
+        Raw::Text(text) => {
+            let items = text
+                .trim()
+                .trim_start_matches('[')
+                .trim_end_matches(']')
+                .split(',');
+            items.map(|item| item.trim().parse().ok()).collect()
+        }
+        Raw::Integer(..) => integer(raw).map(|number| vec![number]),
+        Raw::List(items) => items.iter().map(|item| integer(&item.raw)).collect(),
+        other => return Err(format!("{} where a list is needed; {STEPS}", other.noun())),
+    };
+    let numbers = numbers.ok_or_else(|| format!("not whole numbers; {STEPS}"))?;
+    let grows = numbers.windows(2).all(|pair| pair[0] < pair[1]);
+    let steps: Option<Vec<u8>> = numbers.iter().map(|&number| u8::try_from(number).ok()).collect();
+    match steps {
+        Some(steps) if grows && steps.first() > Some(&0) && steps.last() == Some(&100) => Ok(steps),
+        _ => Err(STEPS.to_owned()),
+    }
 }
 
 fn size(raw: &Raw, from: u64, to: u64) -> Result<u64, String> {
@@ -146,7 +181,7 @@ fn count(raw: &Raw, from: u64, to: u64) -> Result<u64, String> {
     }
 }
 
-fn word(raw: &Raw, words: &[&str], not_built: &[&str]) -> Result<String, String> {
+fn word(raw: &Raw, words: &[&str]) -> Result<String, String> {
     let text = text(raw)?;
     if words.contains(&text) {
         return Ok(text.to_owned());
@@ -156,9 +191,6 @@ fn word(raw: &Raw, words: &[&str], not_built: &[&str]) -> Result<String, String>
         Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
         _ => choice.concat(),
     };
-    if not_built.contains(&text) {
-        return Err(format!("{NOT_BUILT}; write {choice}"));
-    }
     Err(match nearest(text, words.iter().copied()) {
         Some(near) => format!("did you mean {near:?}? write {choice}"),
         None => format!("write {choice}"),
@@ -189,7 +221,8 @@ fn pair(text: &str) -> Result<AddressPair, String> {
         return Err(r#"write "ANNOUNCED=REACHABLE", e.g. "10.0.0.5:6379=db1.example:7000""#.to_owned());
     };
     let node = |side: &str, text: &str| {
-        url::parse_host_port(text.trim()).map_err(|why| format!("{side} the =: {why}"))
+        url::parse_host_port(text.trim(), url::DEFAULT_PORT, "write HOST:PORT")
+            .map_err(|why| format!("{side} the =: {why}"))
     };
     Ok(AddressPair {
         announced: node("before", announced)?,

@@ -143,7 +143,7 @@ fn subject(kind: Kind, raw: &Raw, shown: &str) -> String {
     match (kind, raw) {
         (Kind::NotBuilt, _) => shown.to_owned(),
         // A URL is shown by rules of its own, whatever it looks like.
-        (Kind::Url, Raw::Text(text)) => format!("{shown} = {:?}", url::shown(text)),
+        (Kind::Url | Kind::HttpUrl, Raw::Text(text)) => format!("{shown} = {:?}", url::shown(text)),
         (_, raw) => format!("{shown} = {}", raw.shown()),
     }
 }
@@ -252,6 +252,14 @@ impl Values {
         }
     }
 
+    /// The percentages of `path`, or their default.
+    pub(super) fn steps(&self, path: &str) -> Vec<u8> {
+        match self.or_default(path) {
+            Value::Steps(steps) => steps,
+            other => unreachable!("{path} is no list of percentages: {other:?}"),
+        }
+    }
+
     /// The values of list `path` that could be read.
     pub(super) fn list<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a Given> {
         (0..)
@@ -285,6 +293,7 @@ impl Values {
             Some(Value::Number(value)) => Value::Number(*value),
             Some(Value::Switch(value)) => Value::Switch(*value),
             Some(Value::Address(value)) => Value::Address(*value),
+            Some(Value::Steps(steps)) => Value::Steps(steps.clone()),
             Some(Value::Bind(_) | Value::AddressPair(_) | Value::Url(_)) | None => {
                 default_of(&schema_path(path))
             }

@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::view::{Names, switch_status};
-use crate::decision::{Event, Fitness, Health, RouteOrder, SwitchReason};
-use crate::replica::ReplicaId;
+use super::view::{Names, fault_status, switch_status};
+use crate::decision::{Event, FailbackStep, Fitness, Health, RestState, RouteOrder, SwitchReason};
+use crate::replica::{Layout, ReplicaId, slot_words};
 
 /// How loud an event is in the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,6 +80,36 @@ pub(super) fn event(event: &Event, names: &Names, at: u64) -> Report {
                 "why": why,
             }),
         },
+        Event::Rest {
+            replica,
+            from,
+            to,
+            why,
+        } => {
+            let was = from.map_or(String::new(), |from| format!(", was {from}"));
+            Report {
+                kind: "rest",
+                severity: warn_if(*to != RestState::Available),
+                message: format!("REST check of {}: {to}{was}: {why}", names.of(*replica)),
+                details: json!({
+                    "replica": names.of(*replica), "from": from.map(RestState::word), "to": to.word(), "why": why,
+                }),
+            }
+        }
+        Event::Fault { fault, on, words } => Report {
+            kind: "fault",
+            severity: warn_if(*on),
+            message: if *on {
+                words.clone()
+            } else {
+                format!("no longer so: {words}")
+            },
+            details: {
+                let mut details = to_value(&fault_status(*fault, names, at, words));
+                details["on"] = json!(on);
+                details
+            },
+        },
         Event::Switched(switched) => {
             let planned = matches!(
                 switched.reason,
@@ -108,11 +138,11 @@ pub(super) fn event(event: &Event, names: &Names, at: u64) -> Report {
             message: format!("move from {} to {} {what}", names.of(*from), names.of(*to)),
             details: json!({ "from": names.of(*from), "to": names.of(*to), "what": what }),
         },
-        Event::Failback { to, what } => Report {
+        Event::Failback { to, step, what } => Report {
             kind: "failback",
-            severity: Severity::Info,
+            severity: warn_if(matches!(step, FailbackStep::RolledBack | FailbackStep::CalledOff)),
             message: format!("failback to {}: {what}", names.of(*to)),
-            details: json!({ "to": names.of(*to), "what": what }),
+            details: json!({ "to": names.of(*to), "step": step.word(), "what": what }),
         },
         Event::Tilt { on, why } => Report {
             kind: "tilt",
@@ -133,6 +163,47 @@ pub(super) fn event(event: &Event, names: &Names, at: u64) -> Report {
             },
             details: json!({ "replica": replica.map(|replica| names.of(replica)) }),
         },
+    }
+}
+
+/// Shards that are named one by one.
+const SHARDS_NAMED: usize = 8;
+
+/// `replica` is divided otherwise than before.
+pub(super) fn layout(replica: ReplicaId, before: &Layout, now: &Layout, names: &Names) -> Report {
+    let name = names.of(replica);
+    let count = |layout: &Layout| match layout.len() {
+        1 => "1 shard".to_owned(),
+        n => format!("{n} shards"),
+    };
+    let shards: Vec<(String, Option<String>)> = now
+        .shards()
+        .map(|(_, shard)| {
+            let slots = slot_words(&shard.slots).to_string();
+            (slots, shard.node.as_ref().map(ToString::to_string))
+        })
+        .collect();
+    let named = shards.iter().take(SHARDS_NAMED).map(|(slots, node)| match node {
+        Some(node) => format!("{slots} at {node}"),
+        None => slots.clone(),
+    });
+    let mut named: Vec<String> = named.collect();
+    if shards.len() > SHARDS_NAMED {
+        named.push(format!("and {} more", shards.len() - SHARDS_NAMED));
+    }
+    let details = (0..)
+        .zip(&shards)
+        .map(|(id, (slots, node)): (u16, _)| json!({ "id": id, "slots": slots, "node": node }));
+    Report {
+        kind: "layout",
+        severity: Severity::Info,
+        message: format!(
+            "{name} has {}, had {}: {}",
+            count(now),
+            count(before),
+            named.join("; ")
+        ),
+        details: json!({ "replica": name, "shards": details.collect::<Vec<Value>>() }),
     }
 }
 
@@ -224,6 +295,68 @@ mod tests {
                 "why": "3 refused connects", "at": 1_764_047_000_123_u64, "detect_ms": 35.0,
                 "fence_ms": null, "switch_ms": 0.001,
             })
+        );
+    }
+
+    #[test]
+    fn a_layout_names_its_shards_and_their_nodes() {
+        let node = |port| {
+            Some(crate::replica::Address::Tcp {
+                host: "10.0.0.1".to_owned(),
+                port,
+            })
+        };
+        let halves = Layout::even(2);
+        let shards = halves.shards().zip([7001, 7002]);
+        let shards = shards.map(|((_, shard), port)| crate::replica::Shard {
+            node: node(port),
+            ..shard.clone()
+        });
+        let halves = Layout::new(shards.collect());
+        let report = layout(ReplicaId(1), &Layout::single(), &halves, &names());
+        assert_eq!(
+            report.message,
+            "remote has 2 shards, had 1 shard: 0-8191 at 10.0.0.1:7001; 8192-16383 at 10.0.0.1:7002"
+        );
+        assert_eq!(
+            report.details["shards"][1],
+            json!({"id": 1, "slots": "8192-16383", "node": "10.0.0.1:7002"})
+        );
+        let many = layout(ReplicaId(0), &halves, &Layout::even(12), &names());
+        assert!(
+            many.message
+                .starts_with("local has 12 shards, had 2 shards: 0-1364; "),
+            "{}",
+            many.message
+        );
+        assert!(many.message.ends_with("; and 4 more"), "{}", many.message);
+    }
+
+    #[test]
+    fn a_rest_check_says_what_it_was_before_if_anything() {
+        let rest = |from, to| Event::Rest {
+            replica: ReplicaId(1),
+            from,
+            to,
+            why: "503 no_quorum".to_owned(),
+        };
+        let first = event(&rest(None, RestState::Available), &names(), 1);
+        assert_eq!(first.message, "REST check of remote: available: 503 no_quorum");
+        assert_eq!((first.kind, first.severity), ("rest", Severity::Info));
+        assert_eq!(first.details["from"], Value::Null);
+        let then = event(
+            &rest(Some(RestState::Available), RestState::Unavailable),
+            &names(),
+            1,
+        );
+        assert_eq!(
+            then.message,
+            "REST check of remote: unavailable, was available: 503 no_quorum"
+        );
+        assert_eq!(then.severity, Severity::Warn);
+        assert_eq!(
+            then.details,
+            json!({"replica": "remote", "from": "available", "to": "unavailable", "why": "503 no_quorum"})
         );
     }
 

@@ -23,6 +23,9 @@ pub struct Status {
     pub tilt: bool,
     /// In the order of the configuration.
     pub replicas: Vec<ReplicaStatus>,
+    /// What of replication is broken: replica, direction, shard.
+    #[serde(default)]
+    pub faults: Vec<FaultStatus>,
     /// The newest last.
     pub last_switches: Vec<SwitchStatus>,
 }
@@ -42,10 +45,24 @@ pub struct ReplicaStatus {
     pub since: u64,
     /// Round-trip time of the newest answered PING.
     pub rtt_ms: Option<f64>,
+    /// What its cluster's REST API says; absent when it is not asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rest: Option<RestStatus>,
     /// By shard.
     pub shards: Vec<ShardStatus>,
     /// Its outbound links, its own echo among them.
     pub links: Vec<LinkStatus>,
+}
+
+/// The REST check in [`ReplicaStatus`].
+#[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
+pub struct RestStatus {
+    /// A word of `decision::RestState`.
+    pub state: String,
+    /// Why, in words.
+    pub words: String,
+    /// When the cluster was last asked; `null` before the first time.
+    pub at: Option<u64>,
 }
 
 /// One shard in [`ReplicaStatus`].
@@ -53,6 +70,12 @@ pub struct ReplicaStatus {
 pub struct ShardStatus {
     /// Its number.
     pub id: u16,
+    /// The slots that it owns, as servers write them: `0-5460`, or several with commas between.
+    #[serde(default)]
+    pub slots: String,
+    /// Where it is reached, when it has an address of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
     /// Whether its own echo passes.
     pub echo: bool,
     /// Whether it accepts writes; `null` before the first write probe.
@@ -71,10 +94,34 @@ pub struct LinkStatus {
     pub to_shard: u16,
     /// Age of the newest heartbeat when it was heard.
     pub lag_ms: Option<f64>,
+    /// The 99th percentile of the newest ages; absent as long as there are too few.
+    #[serde(default)]
+    pub lag_p99_ms: Option<f64>,
     /// When a heartbeat was last heard.
     pub last_heard_ms: Option<u64>,
     /// Whether heartbeats pass in time.
     pub up: bool,
+}
+
+/// Something of replication that is broken.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct FaultStatus {
+    /// `echo`, `writes`, `isolated`, `outbound`, `inbound` or `link`.
+    pub kind: String,
+    /// The replica that it is held against; of a link the publishing one.
+    pub replica: String,
+    /// Its shard there.
+    pub shard: u16,
+    /// Of a link: where its heartbeats are awaited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// Of a link: the shard there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_shard: Option<u16>,
+    /// Since when, in milliseconds since 1970.
+    pub since: u64,
+    /// In words.
+    pub words: String,
 }
 
 /// One entry of `last_switches`.
@@ -107,7 +154,7 @@ pub struct EventRecord {
     pub id: u64,
     /// When.
     pub at: u64,
-    /// `health`, `fitness`, `link`, `switch`, `move`, `failback`, `tilt`, `pin`, `route`.
+    /// `health`, `fitness`, `link`, `layout`, `rest`, `switch`, `move`, `failback`, `tilt`, `pin`, `route`.
     pub kind: String,
     /// One sentence for people.
     pub message: String,

@@ -15,12 +15,16 @@ use super::event::{
 };
 use super::evidence::{Beat, Evidence};
 use super::failback::Failback;
+use super::faults::Fault;
 use super::fitness::{Ground, Matrix, Reading};
 use super::health::{Secs, Standing, judge, silent_at};
 use super::links::{Change, Heard, Links};
 use super::moment::{Clock, Moment};
 use super::moves::Move;
 use super::policy::Policy;
+use super::reads::Nearest;
+use super::rest::Rest;
+use super::shards;
 use super::tilt::Tilt;
 use super::timer::{Timer, Timers};
 use super::windows::Windows;
@@ -38,6 +42,8 @@ pub struct Member {
     pub name: Arc<str>,
     /// The highest is preferred; equal weights go by position.
     pub weight: u32,
+    /// How often its cluster's REST API is asked about it; `None`: never.
+    pub rest: Option<Duration>,
 }
 
 /// All that is known of one replica.
@@ -47,6 +53,8 @@ pub(super) struct ReplicaState {
     pub(super) standing: Standing,
     pub(super) reading: Reading,
     pub(super) damping: Damping,
+    /// When a REST check is configured.
+    pub(super) rest: Option<Rest>,
 }
 
 /// The pure decision engine. See the module `decision` for its rules.
@@ -62,6 +70,8 @@ pub struct Engine {
     /// The layouts that evidence is kept by.
     pub(super) map: CellMap,
     pub(super) links: Links,
+    /// What is broken, and since when, in the order in which it was noticed.
+    pub(super) faults: Vec<(Fault, Moment)>,
     pub(super) tilt: Option<Tilt>,
     /// Of the newest route; 0 before the first.
     pub(super) epoch: u64,
@@ -74,6 +84,9 @@ pub struct Engine {
     /// Of the newest fence.
     pub(super) fence_id: u64,
     pub(super) failback: Failback,
+    pub(super) nearest: Nearest,
+    /// As in the newest route.
+    pub(super) published_reads: Vec<(ReplicaId, u8)>,
     /// The active was taken as the best of a bad lot, and was never fit since.
     pub(super) makeshift: bool,
     pub(super) last_automatic: Option<Moment>,
@@ -119,7 +132,7 @@ impl Engine {
             .min_by_key(|member| (std::cmp::Reverse(member.weight), member.id))
             .map_or(ReplicaId(0), |member| member.id);
         let map = CellMap::single(members.len());
-        let replicas = members.iter().map(|_| ReplicaState {
+        let replicas = members.iter().map(|member| ReplicaState {
             evidence: Evidence::new(born),
             standing: Standing::new(born),
             reading: Reading {
@@ -127,11 +140,13 @@ impl Engine {
                 ground: Ground::NotAnswering,
             },
             damping: Damping::default(),
+            rest: member.rest.map(Rest::new),
         });
         let mut engine = Engine {
             replicas: replicas.collect(),
             links: Links::new(&map, policy.lag_tolerance, born),
             map,
+            faults: Vec::new(),
             pinned: pinned.filter(|pin| pin.index() < members.len()),
             policy,
             windows,
@@ -147,6 +162,8 @@ impl Engine {
             moving: None,
             fence_id: 0,
             failback: Failback::default(),
+            nearest: Nearest::default(),
+            published_reads: Vec::new(),
             makeshift: false,
             last_automatic: None,
             timers: Timers::default(),
@@ -246,6 +263,7 @@ impl Engine {
                 cell,
                 seq,
                 age,
+                ..
             } => {
                 let heard = Heard {
                     from,
@@ -272,7 +290,9 @@ impl Engine {
                 let shard = usize::from(shard.0);
                 match kind {
                     ProbeKind::Ping => state.evidence.ping(shard, &outcome, now, tilt),
-                    ProbeKind::Write => state.evidence.write(shard, &outcome, now, tilt),
+                    ProbeKind::Write => {
+                        state.evidence.write(shard, &outcome, &self.windows, now, tilt);
+                    }
                 }
                 if let Some(tilt) = self.tilt.as_mut().filter(|_| self.active == Some(replica))
                     && kind == ProbeKind::Ping
@@ -287,6 +307,7 @@ impl Engine {
                     self.links.subscribed(replica, now);
                 }
             }
+            Input::Rest { replica, outcome } => self.rest_outcome(replica, outcome, now),
             Input::Passive { replica, seen } => self.passive(replica, seen, now),
             Input::Drained { epoch } => self.drained(epoch, now),
             Input::FenceHeard { id, to, cell } => self.fence_heard(id, to, cell, now),
@@ -304,12 +325,14 @@ impl Engine {
 
     /// Reads all evidence anew and tells what changed.
     fn refresh(&mut self, now: Moment) {
-        for id in 0..self.replicas.len() {
-            let answers = self.freshly_answers(self.members[id].id, now);
-            let evidence = &mut self.replicas[id].evidence;
-            evidence.age_echoes(&self.windows, now);
+        for id in self.ids() {
+            let answers = self.freshly_answers(id, now);
+            let evidence = &mut self.replicas[id.index()].evidence;
+            let window = |cell| self.links.echo_window(id, cell, &self.windows);
+            evidence.age_echoes(window, &self.windows, now);
             evidence.age_writes(answers, &self.windows, now);
         }
+        self.compare_round_trips();
         let changes = self.links.update(&self.windows, now);
         for change in changes
             .iter()
@@ -324,12 +347,41 @@ impl Engine {
             self.tell_link(change, now);
         }
         self.refresh_fitness(now);
+        self.refresh_faults(now);
+        self.refresh_rest(now);
+    }
+
+    /// A replica is slow when another one is not: if all are, it is the sidecar's own machine.
+    fn compare_round_trips(&mut self) {
+        let lives = |state: &ReplicaState| state.standing.answers();
+        let slow = |state: &ReplicaState| state.evidence.round_trips.is_slow();
+        if !self
+            .replicas
+            .iter()
+            .any(|state| slow(state) || state.evidence.slow)
+        {
+            return;
+        }
+        let live = || self.replicas.iter().filter(|state| lives(state));
+        let all = live().count() > 1 && live().all(|state| state.evidence.round_trips.is_doubtful());
+        for state in &mut self.replicas {
+            state.evidence.slow = slow(state) && !all;
+        }
     }
 
     fn refresh_health(&mut self, id: ReplicaId, now: Moment) {
         let state = &mut self.replicas[id.index()];
         let failures = self.policy.connect_failures;
+        shards::look(
+            id,
+            &mut state.evidence,
+            &self.links,
+            &self.policy,
+            &self.windows,
+            now,
+        );
         let judgement = judge(id, &state.evidence, &self.links, failures, &self.windows, now);
+        let judgement = shards::soften(judgement, &state.evidence, &self.policy, now);
         let changed = state
             .standing
             .update(judgement, &state.evidence, &self.windows, now);
@@ -422,6 +474,8 @@ impl Engine {
             self.consider_failover(now);
         }
         self.consider_failback(now);
+        self.consider_reads(now);
+        self.publish_reads();
         self.arm(now);
         if cfg!(debug_assertions) {
             self.check_invariants();
@@ -472,8 +526,10 @@ impl Engine {
             .set(Timer::Move, self.moving.as_ref().map(Move::deadline));
         self.timers
             .set(Timer::Dwell, self.dwell_ends().filter(|&due| due > now.awake));
-        self.timers
-            .set(Timer::Grace, self.grace_ends().filter(|&due| due > now.awake));
+        self.timers.set(
+            Timer::Failback,
+            self.failback_due().filter(|&due| due > now.awake),
+        );
         self.timers.set(
             Timer::Settle,
             self.tilt.map(|tilt| tilt.settles_at(&self.windows)),
@@ -490,24 +546,22 @@ impl Engine {
         let Some(write) = self.active else { return };
         self.epoch += 1;
         self.holding = holding;
+        self.published_reads = self.read_split();
         self.outputs.push_back(Output::Route(RouteOrder {
             epoch: self.epoch,
             write,
-            read: self.read_split(),
-            read_your_writes: true,
+            read: self.published_reads.clone(),
+            read_your_writes: self.policy.read_your_writes,
             holding,
             abandon_others,
         }));
     }
 
-    /// Which replica reads go to. A staged failback will split it here; until then all go to the active.
-    pub(super) fn read_split(&self) -> Vec<(ReplicaId, u8)> {
-        self.active.map(|active| vec![(active, 100)]).unwrap_or_default()
-    }
-
     /// Changes the active replica: route, event and bookkeeping.
     pub(super) fn take(&mut self, taking: Taking, now: Moment) {
         let from = self.active.replace(taking.to);
+        self.failback.end_trial();
+        self.nearest = Nearest::default();
         if let Some(tilt) = &mut self.tilt {
             tilt.active_changed();
         }

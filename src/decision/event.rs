@@ -1,8 +1,9 @@
 //! What goes into the engine and what comes out.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::faults::Fault;
 use crate::replica::{CellId, ReplicaId, ShardId};
 
 /// Everything the engine can learn.
@@ -31,6 +32,8 @@ pub enum Input {
         seq: u64,
         /// From send to arrival. A large age means a backlog was replayed: lag, not fresh evidence.
         age: Duration,
+        /// When it was sent, on the process's monotonic clock: what was written on `from` before is on `to` as well.
+        sent: Instant,
     },
     /// A probe ended.
     Probe {
@@ -47,6 +50,13 @@ pub enum Input {
     Subscribed {
         /// The replica that now confirms the subscription.
         replica: ReplicaId,
+    },
+    /// The REST API of the replica's cluster was asked.
+    Rest {
+        /// The replica whose database was asked about.
+        replica: ReplicaId,
+        /// What came of it.
+        outcome: RestOutcome,
     },
     /// The data plane saw something on its links to `replica`.
     Passive {
@@ -127,6 +137,28 @@ pub enum ProbeFailure {
     Timeout,
     /// The replica answered with an error; its first word (`LOADING`, `NOREPLICAS`, …), for people only.
     Rejected(String),
+}
+
+/// What came of asking a cluster's REST API about a database.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum RestOutcome {
+    /// The cluster says that it is available.
+    Available,
+    /// The cluster says that it is not; in its words.
+    Unavailable(String),
+    /// No answer, or one that says nothing of the database (credentials refused, no such database); in words.
+    Unknown(String),
+}
+
+impl RestOutcome {
+    /// What it is by itself, whatever came before.
+    pub fn state(&self) -> RestState {
+        match self {
+            RestOutcome::Available => RestState::Available,
+            RestOutcome::Unavailable(_) => RestState::Unavailable,
+            RestOutcome::Unknown(_) => RestState::Unknown,
+        }
+    }
 }
 
 /// What the data plane can say; see `route::LinkEvidence` for each.
@@ -253,6 +285,26 @@ pub enum Event {
         /// Why, in words.
         why: String,
     },
+    /// What a cluster's REST API says of a replica changed.
+    Rest {
+        /// Whose.
+        replica: ReplicaId,
+        /// Before; `None`: it had not been asked.
+        from: Option<RestState>,
+        /// Now.
+        to: RestState,
+        /// Why, in words.
+        why: String,
+    },
+    /// Something of replication broke, or is whole again.
+    Fault {
+        /// What.
+        fault: Fault,
+        /// Whether it is broken now.
+        on: bool,
+        /// In words.
+        words: String,
+    },
     /// The active replica changed.
     Switched(Switched),
     /// A planned move began, or was called off.
@@ -264,10 +316,12 @@ pub enum Event {
         /// `started: …`, `called off: …`, in words.
         what: String,
     },
-    /// Failback progress: the grace began, was reset, ended; the step reached.
+    /// Failback progress.
     Failback {
         /// The preferred replica.
         to: ReplicaId,
+        /// What it has come to.
+        step: FailbackStep,
         /// In words.
         what: String,
     },
@@ -363,6 +417,38 @@ words! {
 }
 
 words! {
+    /// What a failback has come to.
+    FailbackStep {
+        /// The proof is complete: the grace began.
+        Grace = "grace",
+        /// The proof broke before the grace was over.
+        Reset = "reset",
+        /// Another share of the sessions reads from the preferred replica.
+        Reads = "reads",
+        /// Reads are back with the active replica.
+        RolledBack = "rolled_back",
+        /// Everything was proved: the fenced move of the writes begins.
+        Writes = "writes",
+        /// That move was called off.
+        CalledOff = "called_off",
+        /// An operator chose the active replica.
+        Suspended = "suspended",
+    }
+}
+
+words! {
+    /// What the REST API of a replica's cluster says of it.
+    RestState {
+        /// No fresh answer.
+        Unknown = "unknown",
+        /// The database is available.
+        Available = "available",
+        /// It is not.
+        Unavailable = "unavailable",
+    }
+}
+
+words! {
     /// Which rule changed the active replica.
     SwitchReason {
         /// The first choice after start.
@@ -379,6 +465,8 @@ words! {
         Unwritable = "unwritable",
         /// The active is isolated and the policy says leave.
         Isolated = "isolated",
+        /// The active answers far slower than it uses to and the policy says leave.
+        Slow = "slow",
         /// Every replica is bad; this one is the best left.
         LastSurvivor = "last_survivor",
         /// Proved recovery of the preferred replica.

@@ -11,13 +11,16 @@
 //! | alive on the data plane | liveness only |
 //! | refused | hard: a few in a row are enough |
 //! | broken, timeouts, rejected on the data plane | soft: only together, and only with silence |
+//! | error answers to applications | only together: suspect; refused writes make one failed write probe enough |
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::event::{PassiveEvidence, ProbeFailure};
 use super::moment::Moment;
-use super::windows::{WRITES_IN_A_ROW, Windows};
+use super::rtt::RoundTrips;
+use super::shards::Partly;
+use super::windows::{SOFT_TOGETHER, WRITES_IN_A_ROW, Windows};
 use crate::replica::{CellId, ShardId};
 
 /// Soft evidence kept per replica; a window never needs more.
@@ -43,6 +46,16 @@ pub(super) struct Evidence {
     /// When the engine began to watch.
     pub(super) born: Moment,
     soft: VecDeque<(Moment, PassiveEvidence)>,
+    /// Error answers to applications that tell of the replica's state.
+    refusals: VecDeque<(Moment, PassiveEvidence)>,
+    /// Of PINGs and writes.
+    pub(super) round_trips: RoundTrips,
+    /// Some of its shards do not answer, or do not hear themselves.
+    pub(super) failing_partly: Partly,
+    /// Some of its shards refuse writes.
+    pub(super) refusing_partly: Partly,
+    /// Far slower than it uses to be, while another replica is not.
+    pub(super) slow: bool,
 }
 
 /// The PING probes of one shard.
@@ -123,6 +136,11 @@ impl Evidence {
             subscribed: None,
             born: now,
             soft: VecDeque::new(),
+            refusals: VecDeque::new(),
+            round_trips: RoundTrips::default(),
+            failing_partly: Partly::default(),
+            refusing_partly: Partly::default(),
+            slow: false,
         }
     }
 
@@ -157,8 +175,18 @@ impl Evidence {
 
     /// Where connects to `shard` are counted: a shard that is not probed by itself shares the replica's endpoint.
     fn endpoint(&mut self, shard: usize) -> &mut Ping {
+        let at = self.endpoint_at(shard);
+        &mut self.pings[at]
+    }
+
+    /// The same, to look at.
+    pub(super) fn endpoint_of(&self, shard: usize) -> &Ping {
+        &self.pings[self.endpoint_at(shard)]
+    }
+
+    fn endpoint_at(&self, shard: usize) -> usize {
         let own = self.pings.get(shard).is_some_and(|ping| ping.probed);
-        &mut self.pings[if own { shard } else { 0 }]
+        if own { shard } else { 0 }
     }
 
     /// Round-trip time of the newest good PING.
@@ -185,6 +213,9 @@ impl Evidence {
                 ping.failures = 0;
                 ping.forget_rejections();
                 ping.refused = 0;
+                if !tilt {
+                    self.round_trips.take(*rtt);
+                }
                 self.well(now);
             }
             Err(ProbeFailure::Timeout) if tilt => {}
@@ -210,15 +241,21 @@ impl Evidence {
         &mut self,
         shard: usize,
         outcome: &Result<Duration, ProbeFailure>,
+        windows: &Windows,
         now: Moment,
         tilt: bool,
     ) {
+        let refusals = self.refusals(PassiveEvidence::Unwritable, windows.silence, now);
+        let together = refusals >= SOFT_TOGETHER;
         let Some(writes) = self.writes.get_mut(shard) else {
             return;
         };
         writes.ended = Some(now);
         match outcome {
-            Ok(_) => {
+            Ok(rtt) => {
+                if !tilt {
+                    self.round_trips.take(*rtt);
+                }
                 writes.ok = Some(now);
                 writes.failures = 0;
                 writes.oks = writes.oks.saturating_add(1);
@@ -232,7 +269,13 @@ impl Evidence {
             }
             Err(ProbeFailure::Timeout) if tilt => {}
             Err(ProbeFailure::Timeout) => writes.fail(true, "no answer"),
-            Err(ProbeFailure::Rejected(word)) => writes.fail(false, word),
+            Err(ProbeFailure::Rejected(word)) => {
+                writes.fail(false, word);
+                if together {
+                    // Applications are refused as well: this one is no accident.
+                    writes.writable = Some(false);
+                }
+            }
             Err(ProbeFailure::Refused) => {
                 self.failed_since = true;
                 self.endpoint(shard).refuse();
@@ -287,10 +330,22 @@ impl Evidence {
             PassiveEvidence::ConnectTimeout
             | PassiveEvidence::ResponseTimeout
             | PassiveEvidence::Broken
-            | PassiveEvidence::Rejected
-            | PassiveEvidence::Unready
-            | PassiveEvidence::Unwritable => self.soften(seen, now),
+            | PassiveEvidence::Rejected => self.soften(seen, now),
+            PassiveEvidence::Unready | PassiveEvidence::Unwritable => {
+                if self.refusals.len() == SOFT_KEPT {
+                    self.refusals.pop_front();
+                }
+                self.refusals.push_back((now, seen));
+            }
         }
+    }
+
+    /// Error answers of one kind that applications had within `window`.
+    pub(super) fn refusals(&self, kind: PassiveEvidence, window: Duration, now: Moment) -> usize {
+        self.refusals
+            .iter()
+            .filter(|(at, seen)| *seen == kind && now.since(*at) < window)
+            .count()
     }
 
     fn soften(&mut self, seen: PassiveEvidence, now: Moment) {
@@ -372,17 +427,19 @@ impl Evidence {
 
     /// Calls echoes lost that are past their window: while the subscription stands and heartbeats are being sent. A
     /// subscription that is renewed over and over excuses nothing beyond three windows.
-    pub(super) fn age_echoes(&mut self, windows: &Windows, now: Moment) {
+    /// `window`: by cell, the own link's.
+    pub(super) fn age_echoes(&mut self, window: impl Fn(usize) -> Duration, windows: &Windows, now: Moment) {
         if self.subscribed.is_none() {
             return;
         }
-        for beats in &mut self.beats {
+        for (cell, beats) in self.beats.iter_mut().enumerate() {
+            let window = window(cell);
             let sending = beats.sent.is_some_and(|sent| now.since(sent) < windows.link);
             let past = |since: Option<Moment>, window| since.is_some_and(|at| now.since(at) >= window);
             if sending
                 && beats.unheard >= 2
-                && (past(beats.unheard_since, windows.link)
-                    || past(beats.unheard_ever_since, windows.link.saturating_mul(3)))
+                && (past(beats.unheard_since, window)
+                    || past(beats.unheard_ever_since, window.saturating_mul(3)))
             {
                 beats.lost = true;
             }

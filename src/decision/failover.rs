@@ -20,7 +20,7 @@ use super::event::{Fitness, Health, SwitchReason};
 use super::evidence::Writes;
 use super::health::{Cause, Secs};
 use super::moment::Moment;
-use super::policy::OnIsolated;
+use super::policy::{OnIsolated, OnSlow};
 use super::select::Class;
 use crate::replica::ReplicaId;
 
@@ -223,7 +223,10 @@ impl Engine {
         }
         match state.reading.fitness {
             // One that has just taken a write is on its way back, be it not proved yet.
-            Fitness::Stale if state.evidence.writes.iter().any(Writes::refusing) => {
+            Fitness::Stale
+                if state.evidence.writes.iter().any(Writes::refusing)
+                    && !state.evidence.refusing_partly.is_waited_for(&self.policy, now) =>
+            {
                 let refused = || {
                     state
                         .evidence
@@ -256,6 +259,12 @@ impl Engine {
                     abandon: false,
                 })
             }
+            _ if state.evidence.slow && self.policy.on_slow == OnSlow::Leave => Some(Trouble {
+                reason: SwitchReason::Slow,
+                why: state.standing.finding.to_string(),
+                since: now,
+                abandon: false,
+            }),
             _ => None,
         }
     }

@@ -18,7 +18,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::event::{Health, SwitchReason};
+use super::event::{Health, PassiveEvidence, SwitchReason};
 use super::evidence::{Evidence, Ping};
 use super::links::Links;
 use super::moment::Moment;
@@ -89,6 +89,15 @@ pub(super) enum Finding {
         pieces: usize,
         window: Duration,
     },
+    Refusals {
+        pieces: usize,
+        writes: bool,
+        window: Duration,
+    },
+    Slow {
+        now: Duration,
+        usual: Duration,
+    },
 }
 
 impl fmt::Display for Finding {
@@ -153,6 +162,23 @@ impl fmt::Display for Finding {
                 "{pieces} connections broken, timed out or rejected within {}",
                 Secs(*window)
             ),
+            Finding::Refusals {
+                pieces,
+                writes,
+                window,
+            } => write!(
+                f,
+                "applications were answered that it {}, {pieces} times within {}",
+                if *writes {
+                    "takes no writes"
+                } else {
+                    "cannot serve"
+                },
+                Secs(*window)
+            ),
+            Finding::Slow { now, usual } => {
+                write!(f, "answers after {} where {} is usual", Secs(*now), Secs(*usual))
+            }
         }
     }
 }
@@ -207,7 +233,11 @@ pub(super) fn judge(
 ) -> Judgement {
     // 1. Hard evidence first: it needs no window.
     let refused = evidence.pings.iter().map(|ping| ping.refused).max().unwrap_or(0);
-    if refused >= connect_failures.max(1) {
+    if evidence
+        .pings
+        .iter()
+        .any(|ping| is_refused(ping, connect_failures))
+    {
         let finding = Finding::Refused {
             times: refused,
             limit: connect_failures,
@@ -215,10 +245,7 @@ pub(super) fn judge(
         return Judgement::new(Level::Past(Cause::Refused), finding);
     }
     // 2. Error answers: not silence, but not health either.
-    let rejecting = evidence
-        .pings
-        .iter()
-        .find(|ping| ping_failing(ping, windows, now));
+    let rejecting = evidence.pings.iter().find(|ping| is_failing(ping, windows, now));
     if let Some(ping) = rejecting {
         let lasting = ping
             .rejected_since
@@ -246,7 +273,7 @@ pub(super) fn judge(
                 shard,
                 sent: beats.unheard,
                 lasting,
-                limit: windows.link,
+                limit: links.echo_window(id, cell, windows),
             };
             return Judgement::new(Level::Past(Cause::EchoLost), finding);
         }
@@ -281,13 +308,35 @@ fn within_windows(
         };
         return Judgement::new(Level::Against, finding);
     }
+    for (kind, writes) in [
+        (PassiveEvidence::Unready, false),
+        (PassiveEvidence::Unwritable, true),
+    ] {
+        let pieces = evidence.refusals(kind, windows.silence, now);
+        if pieces >= SOFT_TOGETHER {
+            let finding = Finding::Refusals {
+                pieces,
+                writes,
+                window: windows.silence,
+            };
+            return Judgement::new(Level::Against, finding);
+        }
+    }
+    if evidence.slow {
+        let finding = Finding::Slow {
+            now: evidence.round_trips.now().unwrap_or_default(),
+            usual: evidence.round_trips.usual().unwrap_or_default(),
+        };
+        return Judgement::new(Level::Against, finding);
+    }
     let mut waiting = None;
     for ((path, echo), beats) in links.between(id, id).map(|at| (at, &evidence.beats[at.0.cell])) {
         let shard = path.shard;
         let lasting = beats
             .unheard_since
             .map_or(Duration::ZERO, |since| now.since(since));
-        if beats.unheard >= 2 && lasting >= windows.echo_suspect {
+        let patience = windows.echo_suspect.max(echo.window(windows) / 2);
+        if beats.unheard >= 2 && lasting >= patience {
             let finding = Finding::EchoMissing {
                 shard,
                 sent: beats.unheard,
@@ -316,7 +365,13 @@ fn within_windows(
     }
 }
 
-fn ping_failing(ping: &Ping, windows: &Windows, now: Moment) -> bool {
+/// Whether nobody listens there.
+pub(super) fn is_refused(ping: &Ping, connect_failures: u32) -> bool {
+    ping.refused >= connect_failures.max(1)
+}
+
+/// Whether it answers with errors.
+pub(super) fn is_failing(ping: &Ping, windows: &Windows, now: Moment) -> bool {
     let lasting = ping
         .rejected_since
         .map_or(Duration::ZERO, |since| now.since(since));

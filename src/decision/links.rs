@@ -11,13 +11,15 @@
 //! When a replica hears itself again, its links that are down are unknown again.
 //!
 //! A heartbeat is fresh when its number is new and it was young when heard. A late one (a backlog was replayed) raises
-//! the lag and proves nothing.
+//! the lag and proves nothing. What is young, and how long the window is, follows the link's own usual lag: a slow link is
+//! not called down for being slow.
 
 use std::fmt;
 use std::time::Duration;
 
 use super::event::CellMap;
 use super::moment::Moment;
+use super::recent::Recent;
 use super::windows::{BEATS_IN_A_ROW, Windows};
 use crate::replica::{CellId, ReplicaId, ShardId};
 
@@ -35,6 +37,10 @@ pub(super) struct Link {
     pub(super) up: Option<bool>,
     /// Over the tolerance, with hysteresis.
     pub(super) lagging: bool,
+    /// Ages of its heartbeats, as far as they are its own doing.
+    ages: Recent,
+    /// When it last went up or down.
+    pub(super) changed: Moment,
     fresh_in_a_row: u32,
     other_side_in_a_row: u32,
     born: Moment,
@@ -51,6 +57,8 @@ impl Link {
             lag: None,
             up: None,
             lagging: false,
+            ages: Recent::default(),
+            changed: now,
             fresh_in_a_row: 0,
             other_side_in_a_row: 0,
             born: now,
@@ -63,12 +71,37 @@ impl Link {
         now.since(self.fresh.map_or(self.born, |fresh| fresh.max(self.born)))
     }
 
+    /// Its lag as it usually is: the 99th percentile of the newest ones.
+    pub(super) fn usual_lag(&self) -> Option<Duration> {
+        self.ages.p99()
+    }
+
+    /// Without a fresh heartbeat for this long it is down.
+    pub(super) fn window(&self, windows: &Windows) -> Duration {
+        Windows::widened(windows.link, self.ages.p99())
+    }
+
+    /// A heartbeat of this age is fresh.
+    fn fresh_age(&self, windows: &Windows) -> Duration {
+        Windows::widened(windows.fresh_age, self.ages.p99())
+    }
+
+    /// Learns from a heartbeat's age, unless an outage made it: what was held back arrives in a burst, and the first of
+    /// it after a gap.
+    fn learn(&mut self, age: Duration, fresh: bool, windows: &Windows, now: Moment) {
+        let gap = self.heard.map_or(windows.beat, |heard| now.since(heard));
+        let steady = gap <= windows.beat.saturating_mul(5) / 2;
+        if gap >= windows.beat / 2 && (fresh || steady) {
+            self.ages.take(age);
+        }
+    }
+
     /// Brings `up` in line with the evidence; the new value when it changed.
     fn update(&mut self, windows: &Windows, now: Moment) -> Option<bool> {
         let before = self.up;
-        let quiet = self.quiet(now);
-        let in_time = quiet < windows.link
-            || (now.since(self.excused) < windows.link && quiet < windows.link.saturating_mul(3));
+        let (quiet, window) = (self.quiet(now), self.window(windows));
+        let in_time =
+            quiet < window || (now.since(self.excused) < window && quiet < window.saturating_mul(3));
         match self.up {
             Some(false) if in_time && self.fresh_in_a_row >= BEATS_IN_A_ROW => self.up = Some(true),
             None if self.fresh_in_a_row > 0 => self.up = Some(true),
@@ -79,12 +112,16 @@ impl Link {
             }
             _ => {}
         }
-        self.up.filter(|_| self.up != before)
+        let changed = self.up.filter(|_| self.up != before);
+        if changed.is_some() {
+            self.changed = now;
+        }
+        changed
     }
 
     /// Whether it is known that nothing passes.
     pub(super) fn is_shut(&self, windows: &Windows, now: Moment) -> bool {
-        let listening = now.since(self.excused) >= windows.link;
+        let listening = now.since(self.excused) >= self.window(windows);
         self.up == Some(false) && self.fresh_in_a_row == 0 && listening
     }
 }
@@ -214,6 +251,12 @@ impl Links {
         &self.rows[path.cell].links[path.from.index()][path.to.index()]
     }
 
+    /// The window of the own link of `id` in the cell at `cell`.
+    pub(super) fn echo_window(&self, id: ReplicaId, cell: usize, windows: &Windows) -> Duration {
+        let echo = &self.rows[cell].links[id.index()][id.index()];
+        echo.window(windows)
+    }
+
     fn path(&self, from: ReplicaId, to: ReplicaId, cell: usize) -> Option<Path> {
         Some(Path {
             from,
@@ -240,9 +283,12 @@ impl Links {
             return None;
         }
         link.seq = Some(heard.seq);
-        let fresh = heard.age <= windows.fresh_age;
+        let fresh = heard.age <= link.fresh_age(windows);
         if !fresh && tilt {
             return None;
+        }
+        if !tilt {
+            link.learn(heard.age, fresh, windows, now);
         }
         link.heard = Some(now);
         link.lag = Some(heard.age);
@@ -261,7 +307,7 @@ impl Links {
             }
         }
         if fresh {
-            if link.quiet(now) >= windows.link {
+            if link.quiet(now) >= link.window(windows) {
                 link.fresh_in_a_row = 0;
             }
             link.fresh = Some(now);

@@ -1,13 +1,13 @@
 //! Choosing a target.
 //!
 //! Only replicas with fresh evidence are candidates. Among them, in this order: fit before unfit (see [`Class`]), not
-//! damped before damped, in sync before lagging before isolated, then weight, then measured latency, then position.
+//! damped before damped, not called unavailable by its cluster (REST) before called so, in sync before lagging before isolated, then weight, then measured latency, then position.
 
 use std::cmp::Reverse;
 use std::time::Duration;
 
 use super::engine::Engine;
-use super::event::{Fitness, Health, SwitchReason};
+use super::event::{Fitness, Health, RestState, SwitchReason};
 use super::moment::Moment;
 use crate::replica::ReplicaId;
 
@@ -24,7 +24,7 @@ pub(super) enum Class {
     Makeshift,
 }
 
-type Rank = (Class, bool, u8, Reverse<u32>, Duration, ReplicaId);
+type Rank = (Class, bool, bool, u8, Reverse<u32>, Duration, ReplicaId);
 
 impl Engine {
     /// Whether `id` answered a PING or a write just now, and failed neither since: the evidence that a move to it needs.
@@ -64,6 +64,7 @@ impl Engine {
         (
             self.class(id),
             self.damped(id, now).is_some(),
+            self.rest_state(id, now) == Some(RestState::Unavailable),
             sync,
             Reverse(self.members[id.index()].weight),
             replica.evidence.rtt().unwrap_or(Duration::MAX),

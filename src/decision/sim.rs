@@ -125,6 +125,7 @@ fn every_world_keeps_the_promises_and_every_rule_is_reached() {
         "tilt",
         "tilt over",
         "called off",
+        "reads elsewhere",
         "went on without",
         "restart",
         "relapse",

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::event::{Fitness, Health, Switched};
+use super::event::{Fitness, Health, RestState, Switched};
+use super::faults::Fault;
 use crate::replica::{CellId, ReplicaId, ShardId};
 
 /// The whole of the engine's view at one moment.
@@ -22,8 +23,21 @@ pub struct Snapshot {
     pub tilt: bool,
     /// By [`ReplicaId`].
     pub replicas: Vec<ReplicaView>,
+    /// What of replication is broken.
+    pub faults: Vec<FaultView>,
     /// The newest last, at most 16.
     pub last_switches: Vec<(Instant, Switched)>,
+}
+
+/// Something that is broken.
+#[derive(Clone, PartialEq, Debug)]
+pub struct FaultView {
+    /// What.
+    pub fault: Fault,
+    /// Since when it has been noticed.
+    pub since: Instant,
+    /// In words.
+    pub words: String,
 }
 
 /// One replica.
@@ -41,10 +55,23 @@ pub struct ReplicaView {
     pub since: Instant,
     /// Round-trip time of the newest PING that was answered.
     pub rtt: Option<Duration>,
+    /// What its cluster's REST API says; `None`: it is not asked.
+    pub rest: Option<RestView>,
     /// By shard.
     pub shards: Vec<ShardView>,
     /// Its outbound links, its own echo among them.
     pub links: Vec<LinkView>,
+}
+
+/// What the REST API of a replica's cluster says of it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct RestView {
+    /// Available or not, when there is a fresh answer.
+    pub state: RestState,
+    /// Why, in words.
+    pub words: String,
+    /// When it was last asked; `None`: not yet.
+    pub at: Option<Instant>,
 }
 
 /// One shard of a replica.
@@ -71,6 +98,8 @@ pub struct LinkView {
     pub to_shard: ShardId,
     /// Age of the newest heartbeat when it was heard.
     pub lag: Option<Duration>,
+    /// The 99th percentile of the newest ages.
+    pub usual_lag: Option<Duration>,
     /// When a heartbeat was last heard.
     pub last_heard: Option<Instant>,
     /// Whether heartbeats pass in time.

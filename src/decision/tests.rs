@@ -5,6 +5,11 @@ use std::time::Duration;
 use super::*;
 use crate::replica::{CellId, ReplicaId};
 
+mod faults;
+mod lag;
+mod rest;
+mod shards;
+mod staged;
 mod world;
 
 use world::World;
@@ -30,6 +35,14 @@ fn policy() -> Policy {
         failback: FailbackMode::Immediate,
         grace: MS * 3000,
         lag_tolerance: MS * 200,
+        shard_grace: Duration::from_secs(2),
+        on_shard_down: OnShardDown::Switch,
+        on_slow: OnSlow::Stay,
+        reads: ReadsTo::Active,
+        read_your_writes: true,
+        read_steps: vec![10, 50, 100],
+        soak: Duration::from_secs(3),
+        latency_margin: Duration::from_millis(100),
         tilt_after: MS * 500,
     }
 }
@@ -112,7 +125,7 @@ fn an_answer_that_lay_in_a_socket_through_a_stall_does_not_end_tilt() {
     let stall = MS * 3000;
     world.now += stall;
     world.seq += 1;
-    let (seq, cell) = (world.seq, CellId::ONLY);
+    let (seq, cell, sent) = (world.seq, CellId::ONLY, world.now);
     // Both were on their way when the sidecar stood still; 700 ms is young enough to be fresh by itself.
     let heard = |age| Input::HeartbeatHeard {
         from: A,
@@ -120,6 +133,7 @@ fn an_answer_that_lay_in_a_socket_through_a_stall_does_not_end_tilt() {
         cell,
         seq,
         age,
+        sent,
     };
     world.probe(A, ProbeKind::Ping, Ok(stall));
     world.tell(heard(MS * 700));
@@ -274,6 +288,7 @@ fn an_active_that_loads_is_left_even_when_its_echo_was_lost_before() {
         cell,
         seq,
         age: MS,
+        sent: world.now,
     });
     world.probe(B, ProbeKind::Ping, Ok(MS));
     assert_eq!(world.active(), Some(B), "{:?}", world.view(A));
@@ -356,13 +371,14 @@ fn a_heartbeat_heard_twice_is_heard_once() {
     world.pass(MS * 2500);
     let up = |world: &World| world.view(A).links.iter().all(|link| link.up);
     assert!(!up(&world));
-    let (cell, age) = (CellId::ONLY, MS);
+    let (cell, age, sent) = (CellId::ONLY, MS, world.now);
     let heard = |seq| Input::HeartbeatHeard {
         from: A,
         to: B,
         cell,
         seq,
         age,
+        sent,
     };
     world.seq += 2;
     world.tell(heard(world.seq - 1));
@@ -387,6 +403,7 @@ fn a_link_whose_first_heartbeat_is_late_lags() {
             cell,
             seq,
             age,
+            sent: world.now,
         });
     }
     assert_eq!(
@@ -414,6 +431,7 @@ fn a_replica_whose_echo_returns_is_not_isolated_by_what_its_links_did_meanwhile(
             cell,
             seq,
             age,
+            sent: world.now,
         });
     }
     assert!(world.view(A).shards[0].echo);
@@ -495,6 +513,7 @@ fn one_heartbeat_in_time_ends_isolation() {
         cell,
         seq,
         age,
+        sent: world.now,
     });
     assert_eq!(
         world.view(A).fitness,

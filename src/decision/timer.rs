@@ -15,8 +15,8 @@ pub(super) enum Timer {
     Move,
     /// The least time between automatic switches has passed.
     Dwell,
-    /// The preferred replica has been proved for the whole grace.
-    Grace,
+    /// The preferred replica has been proved for the whole grace, or has had its reads for a whole step.
+    Failback,
     /// Fresh evidence of every kind could have arrived since the sidecar's own stall.
     Settle,
 }

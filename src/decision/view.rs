@@ -8,7 +8,7 @@ use super::fitness::{Ground, GroundWords};
 use super::health::Secs;
 use super::links::Path;
 use super::moment::Moment;
-use super::snapshot::{LinkView, ReplicaView, ShardView, Snapshot};
+use super::snapshot::{FaultView, LinkView, ReplicaView, ShardView, Snapshot};
 use super::windows::WRITES_IN_A_ROW;
 use crate::replica::{ReplicaId, ShardId};
 
@@ -24,6 +24,15 @@ impl Engine {
             pinned: self.pinned,
             tilt: self.tilt.is_some(),
             replicas: self.ids().map(|id| self.view(id, now)).collect(),
+            faults: self
+                .faults
+                .iter()
+                .map(|&(fault, since)| FaultView {
+                    fault,
+                    since: since.real,
+                    words: self.fault_words(fault),
+                })
+                .collect(),
             last_switches: self.switches.iter().cloned().collect(),
         }
     }
@@ -53,6 +62,7 @@ impl Engine {
                 shard: path.shard,
                 to_shard: path.to_shard,
                 lag: link.lag,
+                usual_lag: link.usual_lag(),
                 last_heard: link.heard.map(|heard| heard.real),
                 up: link.up == Some(true),
             })
@@ -64,6 +74,7 @@ impl Engine {
             reason,
             since: state.standing.since.real,
             rtt: state.evidence.rtt(),
+            rest: self.rest_view(id, now),
             shards: shards.collect(),
             links: links.collect(),
         }
@@ -117,7 +128,7 @@ impl Engine {
     /// What one link shows.
     pub(super) fn link_words(&self, path: Path, now: Moment) -> String {
         let link = self.links.at(path);
-        let limit = Secs(self.windows.link);
+        let limit = Secs(link.window(&self.windows));
         match (link.up, link.lag) {
             (Some(true), Some(lag)) if link.lagging => {
                 format!(

@@ -12,6 +12,10 @@ pub(super) const REJECTIONS_IN_A_ROW: u32 = 3;
 pub(super) const SOFT_TOGETHER: usize = 3;
 /// Fresh heartbeats in a row that bring a broken link up again; over or under the tolerance that change `lagging`.
 pub(super) const BEATS_IN_A_ROW: u32 = 2;
+/// A link's own window is at least so many times its usual lag.
+const MARGIN: u32 = 3;
+/// And at most so many times the window of a quick one, so that a slow link's end is noticed too.
+const MARGIN_CAP: u32 = 8;
 /// The grace and the damping never grow beyond this many times their first length.
 pub(super) const BACKOFF_CAP: u32 = 8;
 
@@ -37,6 +41,8 @@ pub(super) struct Windows {
     /// A link without a fresh heartbeat for this long is down. The heartbeat time-out, but never less than three
     /// heartbeats.
     pub(super) link: Duration,
+    /// The pace of heartbeats.
+    pub(super) beat: Duration,
     /// Own heartbeats sent and unheard for this long: suspect.
     pub(super) echo_suspect: Duration,
     /// No write probe has ended for this long, while PING is answered: not writable. Longer than `silence`, so that a
@@ -58,6 +64,13 @@ pub(super) struct Windows {
 }
 
 impl Windows {
+    /// `window`, for a link whose usual lag is `usual`: a slow one is given more time, so that it is not called down for
+    /// what it always does.
+    pub(super) fn widened(window: Duration, usual: Option<Duration>) -> Duration {
+        let needed = usual.unwrap_or_default().saturating_mul(MARGIN);
+        window.max(needed.min(window.saturating_mul(MARGIN_CAP)))
+    }
+
     pub(super) fn new(policy: &Policy) -> Windows {
         let silence = policy
             .heartbeat_timeout
@@ -69,6 +82,7 @@ impl Windows {
             suspect: (silence / 2).max(policy.probe_interval.saturating_mul(3) / 2),
             fresh_age: policy.heartbeat_timeout,
             link: policy.heartbeat_timeout.max(interval.saturating_mul(3)),
+            beat: interval,
             echo_suspect: (policy.heartbeat_timeout / 2).max(interval.saturating_mul(2)),
             write: silence.saturating_add(policy.probe_interval.saturating_mul(2)),
             recover: interval.saturating_mul(3),

@@ -60,10 +60,18 @@ impl TlsSetup {
             server_name,
         })
     }
+
+    /// The same certificates and authorities towards `address`.
+    pub(super) fn towards(&self, address: &Address, tls: &Tls) -> Result<TlsSetup, DialError> {
+        Ok(TlsSetup {
+            connector: self.connector.clone(),
+            server_name: server_name(address, tls)?,
+        })
+    }
 }
 
-/// The name that a certificate of the server at `address` has to be for.
-pub(super) fn server_name(address: &Address, tls: &Tls) -> Result<ServerName<'static>, DialError> {
+/// The name to ask for and to verify at `address`.
+fn server_name(address: &Address, tls: &Tls) -> Result<ServerName<'static>, DialError> {
     let failed = |cause: String| DialError::new(DialErrorKind::Tls, address, cause);
     let host = match (address, &tls.server_name) {
         (Address::Unix(_), _) => {

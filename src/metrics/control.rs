@@ -1,15 +1,16 @@
 //! What the control plane counts: verdicts, heartbeats, probes, switches. Any thread may write; it is not a hot path.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    core::Collector,
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, core::Collector,
 };
 
-use crate::decision::{Fitness, Health, ProbeKind, SwitchReason, Switched};
-use crate::replica::{ReplicaId, ShardId};
+use crate::decision::{FailbackStep, Fault, Fitness, Health, ProbeKind, RestState, SwitchReason, Switched};
+use crate::replica::{Replica, ReplicaId, ShardId};
 
 /// Replication lag, from one data centre to across the world and into trouble.
 const LAG: &[f64] = &[
@@ -36,15 +37,21 @@ const NOWHERE: &str = "none";
 pub struct ControlMetrics {
     names: Vec<Arc<str>>,
     active: IntGaugeVec,
+    read_share: GaugeVec,
+    failback_steps: IntCounterVec,
+    faults: IntGaugeVec,
     pinned: IntGaugeVec,
     health: IntGaugeVec,
     fitness: IntGaugeVec,
+    shards: IntGaugeVec,
     link_up: IntGaugeVec,
     heartbeats_sent: IntCounterVec,
     heartbeats_received: IntCounterVec,
     replication_lag: HistogramVec,
     probe_duration: HistogramVec,
     probe_failures: IntCounterVec,
+    rest_available: IntGaugeVec,
+    rest_checks: IntCounterVec,
     switches: IntCounterVec,
     switch_duration: Histogram,
     fence_duration: Histogram,
@@ -59,7 +66,7 @@ pub struct ControlMetrics {
 impl ControlMetrics {
     /// Registers everything in `registry`, with all label values that are known now at zero.
     pub(super) fn new(
-        names: Vec<Arc<str>>,
+        replicas: &[Replica],
         registry: &Registry,
     ) -> Result<ControlMetrics, prometheus::Error> {
         let r = registry;
@@ -69,6 +76,28 @@ impl ControlMetrics {
                 "active",
                 "1 for the replica that takes the writes.",
                 &["replica"],
+            )?,
+            read_share: registered(
+                r,
+                GaugeVec::new(
+                    opts(
+                        "read_share",
+                        "Share of the sessions, 0 to 1, whose reads go to a replica.",
+                    ),
+                    &["replica"],
+                )?,
+            )?,
+            faults: gauges(
+                r,
+                "replication_faults",
+                "Shards and links of a replica that are broken: echo, writes, isolated, outbound, inbound, link.",
+                &["replica", "kind"],
+            )?,
+            failback_steps: counters(
+                r,
+                "failback_steps_total",
+                "What failbacks came to: grace, reset, reads, rolled_back, writes, called_off, suspended.",
+                &["step"],
             )?,
             pinned: gauges(
                 r,
@@ -88,10 +117,16 @@ impl ControlMetrics {
                 "1 for what a replica may be used for, 0 for the other states.",
                 &["replica", "state"],
             )?,
+            shards: gauges(
+                r,
+                "replica_shards",
+                "Shards that a replica is divided into, as far as is known.",
+                &["replica"],
+            )?,
             link_up: gauges(
                 r,
                 "link_up",
-                "1 while heartbeats published on `from` are heard in time on `to`.",
+                "1 while all heartbeats published on a shard of `from` are heard in time on `to`.",
                 &["from", "to", "shard"],
             )?,
             heartbeats_sent: counters(
@@ -125,6 +160,18 @@ impl ControlMetrics {
                 "probe_failures_total",
                 "Probes that were refused, broken, out of time or answered with an error.",
                 &["replica", "probe"],
+            )?,
+            rest_available: gauges(
+                r,
+                "rest_available",
+                "1 while the REST API of the replica's cluster says that it is available; only for replicas with that check.",
+                &["replica"],
+            )?,
+            rest_checks: counters(
+                r,
+                "rest_checks_total",
+                "Times that the REST API of the replica's cluster was asked, by what came of it.",
+                &["replica", "result"],
             )?,
             switches: counters(
                 r,
@@ -178,15 +225,25 @@ impl ControlMetrics {
                 "Reloads of the configuration, by what became of them: applied or refused.",
                 &["result"],
             )?,
-            names,
+            names: replicas.iter().map(|replica| replica.name.clone()).collect(),
         };
         metrics.start_at_zero();
+        for replica in replicas.iter().filter(|replica| replica.rest.is_some()) {
+            metrics.rest_available.with_label_values(&[&*replica.name]);
+            for result in RestState::ALL {
+                let labels = [&*replica.name, result.word()];
+                metrics.rest_checks.with_label_values(&labels);
+            }
+        }
         Ok(metrics)
     }
 
     fn start_at_zero(&self) {
         let shard = ShardId::ONLY.to_string();
         let startup = SwitchReason::Startup.word();
+        for step in FailbackStep::ALL {
+            self.failback_steps.with_label_values(&[step.word()]);
+        }
         for applied in [true, false] {
             self.config_reloads.with_label_values(&[reload_word(applied)]);
         }
@@ -194,7 +251,12 @@ impl ControlMetrics {
             let to = to.as_ref();
             self.active.with_label_values(&[to]);
             self.pinned.with_label_values(&[to]);
+            self.read_share.with_label_values(&[to]);
+            for kind in Fault::KINDS {
+                self.faults.with_label_values(&[to, kind]);
+            }
             self.heartbeats_sent.with_label_values(&[to]);
+            self.shards.with_label_values(&[to]);
             self.switches.with_label_values(&[NOWHERE, to, startup]);
             for probe in [ProbeKind::Ping, ProbeKind::Write] {
                 self.probe_duration.with_label_values(&[to, probe_word(probe)]);
@@ -232,6 +294,23 @@ impl ControlMetrics {
         );
     }
 
+    /// Something of replication broke, or is whole again.
+    pub fn fault(&self, fault: Fault, on: bool) {
+        let broken = self
+            .faults
+            .with_label_values(&[self.name(fault.replica()), fault.kind()]);
+        if on {
+            broken.inc();
+        } else {
+            broken.dec();
+        }
+    }
+
+    /// A failback has come to this.
+    pub fn failback(&self, step: FailbackStep) {
+        self.failback_steps.with_label_values(&[step.word()]).inc();
+    }
+
     /// `replica` is pinned now; `None`: no replica is.
     pub fn pinned(&self, replica: Option<ReplicaId>) {
         let pinned = replica.map_or("", |replica| self.name(replica));
@@ -256,10 +335,24 @@ impl ControlMetrics {
         }
     }
 
-    /// The link `from`→`to` for `shard` is up or down now.
-    pub fn link(&self, from: ReplicaId, to: ReplicaId, shard: ShardId, up: bool) {
-        let labels = [self.name(from), self.name(to), &shard.to_string()];
-        self.link_up.with_label_values(&labels).set(i64::from(up));
+    /// `replica` has so many shards now.
+    pub fn shards(&self, replica: ReplicaId, count: usize) {
+        let gauge = self.shards.with_label_values(&[self.name(replica)]);
+        gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// The links are these now, and no others: from, to, shard, up. One that is named several times, for the parts of a
+    /// shard, is up when all of them are.
+    pub fn links(&self, links: impl Iterator<Item = (ReplicaId, ReplicaId, ShardId, bool)>) {
+        let mut whole: HashMap<(ReplicaId, ReplicaId, ShardId), bool> = HashMap::new();
+        for (from, to, shard, up) in links {
+            *whole.entry((from, to, shard)).or_insert(true) &= up;
+        }
+        self.link_up.reset();
+        for ((from, to, shard), up) in whole {
+            let labels = [self.name(from), self.name(to), &shard.to_string()];
+            self.link_up.with_label_values(&labels).set(i64::from(up));
+        }
     }
 
     /// `replica` accepted a heartbeat for publication.
@@ -291,6 +384,20 @@ impl ControlMetrics {
         self.probe_failures
             .with_label_values(&[self.name(replica), probe_word(kind)])
             .inc();
+    }
+
+    /// A REST check gave `result`.
+    pub fn rest_check(&self, replica: ReplicaId, result: RestState) {
+        self.rest_checks
+            .with_label_values(&[self.name(replica), result.word()])
+            .inc();
+    }
+
+    /// What the REST check of `replica` says now.
+    pub fn rest(&self, replica: ReplicaId, state: RestState) {
+        self.rest_available
+            .with_label_values(&[self.name(replica)])
+            .set(i64::from(state == RestState::Available));
     }
 
     /// The active replica changed: counts the switch, and its durations where they mean something.
@@ -326,7 +433,14 @@ impl ControlMetrics {
     }
 
     /// The newest route.
-    pub fn route(&self, epoch: u64, holding: bool) {
+    pub fn route(&self, epoch: u64, read: &[(ReplicaId, u8)], holding: bool) {
+        for (index, name) in self.names.iter().enumerate() {
+            let share = read.iter().find(|(replica, _)| replica.index() == index);
+            let percent = share.map_or(0, |(_, percent)| *percent);
+            self.read_share
+                .with_label_values(&[name.as_ref()])
+                .set(f64::from(percent) / 100.0);
+        }
         self.epoch.set(i64::try_from(epoch).unwrap_or(i64::MAX));
         self.holding.set(i64::from(holding));
     }

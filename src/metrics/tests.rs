@@ -2,8 +2,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::decision::{Fitness, Health, ProbeKind, SwitchReason, Switched};
-use crate::replica::{Address, Endpoint, ReplicaId, ShardId, Topology};
+use crate::decision::{Fitness, Health, ProbeKind, RestState, SwitchReason, Switched};
+use crate::replica::{Address, Database, Endpoint, ReplicaId, Rest, ShardId, Topology};
 
 fn replica(id: u8, name: &str) -> Replica {
     Replica {
@@ -19,6 +19,7 @@ fn replica(id: u8, name: &str) -> Replica {
             tls: None,
             credentials: None,
         }),
+        rest: None,
     }
 }
 
@@ -28,6 +29,45 @@ fn two(workers: usize) -> Arc<Metrics> {
 
 const LOCAL: ReplicaId = ReplicaId(0);
 const REMOTE: ReplicaId = ReplicaId(1);
+
+/// A cluster that is asked about a replica.
+fn rest() -> Arc<Rest> {
+    Arc::new(Rest {
+        endpoint: replica(0, "").endpoint,
+        database: Database::Auto,
+        local: false,
+        lag_tolerance: Duration::from_millis(100),
+        interval: Duration::from_secs(5),
+    })
+}
+
+#[test]
+fn a_rest_check_is_counted_where_there_is_one() {
+    let with = Replica {
+        rest: Some(rest()),
+        ..replica(1, "remote")
+    };
+    let metrics = Metrics::new(&[replica(0, "local"), with], 1).unwrap();
+    let text = metrics.render();
+    for result in ["unknown", "available", "unavailable"] {
+        let series = format!("pulsegate_rest_checks_total{{replica=\"remote\",result=\"{result}\"}}");
+        assert_eq!(value(&text, &series), 0.0);
+    }
+    assert_eq!(value(&text, "pulsegate_rest_available{replica=\"remote\"}"), 0.0);
+    let of_local = |line: &str| line.starts_with("pulsegate_rest") && line.contains("\"local\"");
+    assert!(!text.lines().any(of_local), "{text}");
+    metrics.control.rest_check(REMOTE, RestState::Available);
+    metrics.control.rest(REMOTE, RestState::Available);
+    let text = metrics.render();
+    assert_eq!(value(&text, "pulsegate_rest_available{replica=\"remote\"}"), 1.0);
+    let series = "pulsegate_rest_checks_total{replica=\"remote\",result=\"available\"}";
+    assert_eq!(value(&text, series), 1.0);
+    metrics.control.rest(REMOTE, RestState::Unavailable);
+    assert_eq!(
+        value(&metrics.render(), "pulsegate_rest_available{replica=\"remote\"}"),
+        0.0
+    );
+}
 
 /// The value of the one line that begins with `series`.
 #[track_caller]
@@ -180,14 +220,25 @@ fn control_says_which_one_it_is() {
     control.health(LOCAL, Health::Down);
     control.fitness(REMOTE, Fitness::InSync);
     control.pinned(Some(LOCAL));
-    control.link(LOCAL, REMOTE, ShardId(3), true);
+    let shard = |n| (LOCAL, REMOTE, ShardId(n));
+    let links = |links: &[((ReplicaId, ReplicaId, ShardId), bool)]| {
+        let links = links.iter().map(|&((from, to, shard), up)| (from, to, shard, up));
+        control.links(links);
+    };
+    links(&[(shard(7), true)]);
+    links(&[
+        (shard(3), true),
+        (shard(4), true),
+        (shard(4), false),
+        (shard(4), true),
+    ]);
     control.heartbeat_sent(LOCAL);
     control.heartbeat_heard(LOCAL, REMOTE, ShardId(3), Duration::from_millis(40));
     control.probe(REMOTE, ProbeKind::Write, Duration::from_millis(2));
     control.probe_failed(LOCAL, ProbeKind::Ping);
     control.tilt(true);
     control.tilt(true);
-    control.route(17, true);
+    control.route(17, &[], true);
     let text = metrics.render();
     assert_eq!(value(&text, "pulsegate_active{replica=\"local\"}"), 0.0);
     assert_eq!(value(&text, "pulsegate_active{replica=\"remote\"}"), 1.0);
@@ -216,6 +267,9 @@ fn control_says_which_one_it_is() {
     assert_eq!(value(&text, "pulsegate_pinned{replica=\"local\"}"), 1.0);
     let link = "{from=\"local\",shard=\"3\",to=\"remote\"}";
     assert_eq!(value(&text, &format!("pulsegate_link_up{link}")), 1.0);
+    let part = "pulsegate_link_up{from=\"local\",shard=\"4\",to=\"remote\"}";
+    assert_eq!(value(&text, part), 0.0, "a part of it is down");
+    assert!(!text.contains("shard=\"7\""), "it is gone");
     assert_eq!(
         value(&text, &format!("pulsegate_heartbeats_received_total{link}")),
         1.0

@@ -8,17 +8,22 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use redis::aio::{MultiplexedConnection, PubSub};
-use redis::{AsyncConnectionConfig, ErrorKind, ProtocolVersion, RedisConnectionInfo, RedisError};
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Cmd, ErrorKind, ProtocolVersion, RedisConnectionInfo, RedisError};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::{Pace, Target};
+use super::Pace;
 use crate::decision::ProbeFailure;
-use crate::dial::{self, DialError, Stream};
+use crate::dial::{self, DialError, Dialer, Stream};
 
 /// What `/status` says that such a peer answered with.
 const NO_REDIS: &str = "something that is no Redis reply";
+
+/// How a cluster's node begins the error that says which node has a slot now.
+const MOVED: &str = "MOVED";
+/// The same while the slot is on its way there.
+const ASK: &str = "ASK";
 
 /// A failure as evidence, and in words for the log.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -45,8 +50,25 @@ impl Failure {
         )
     }
 
+    /// Whatever listens there, it is no Redis.
+    pub(super) fn no_redis(words: String) -> Failure {
+        Failure::new(ProbeFailure::Rejected(NO_REDIS.to_owned()), words)
+    }
+
     pub(super) fn closed() -> Failure {
         Failure::new(ProbeFailure::Broken, "the connection was closed".to_owned())
+    }
+
+    /// The server ended a subscription by itself: the shard is another node's now.
+    pub(super) fn moved_away() -> Failure {
+        let words = "the server ended the subscription to a channel".to_owned();
+        Failure::new(ProbeFailure::Rejected(MOVED.to_owned()), words)
+    }
+
+    /// Whether a cluster's node says that a slot is, or will be, another's: that is about the layout, and no evidence of
+    /// what the shard can do.
+    pub(super) fn is_redirection(&self) -> bool {
+        matches!(&self.evidence, ProbeFailure::Rejected(code) if code == MOVED || code == ASK)
     }
 
     /// Whether something answered there, though not as it should: to ask again at once would change nothing.
@@ -85,8 +107,7 @@ impl From<&RedisError> for Failure {
                 usable: true,
             },
             (ErrorKind::AuthenticationFailed, None) => Failure::new(rejected("AUTH"), error.to_string()),
-            // Whatever listens there, it is no Redis.
-            (_, None) => Failure::new(rejected(NO_REDIS), error.to_string()),
+            (_, None) => Failure::no_redis(error.to_string()),
         }
     }
 }
@@ -133,57 +154,40 @@ pub(super) async fn within<T>(
     }
 }
 
-async fn dial(target: &Target, pace: Pace) -> Result<Stream, Failure> {
-    target
-        .dialer
+/// Dials.
+pub(super) async fn stream(dialer: &Dialer, pace: Pace) -> Result<Stream, Failure> {
+    dialer
         .connect(pace.connect_timeout)
         .await
         .map_err(|error| Failure::from(&error))
 }
 
-fn info() -> RedisConnectionInfo {
-    RedisConnectionInfo::default()
-        .set_protocol(ProtocolVersion::RESP2)
-        .set_lib_name("pulsegate", env!("CARGO_PKG_VERSION"))
+/// The command that says who we are, when the endpoint has credentials.
+pub(super) fn auth(dialer: &Dialer) -> Option<Cmd> {
+    let credentials = dialer.endpoint().credentials.as_ref()?;
+    let mut auth = redis::cmd("AUTH");
+    if let Some(username) = &credentials.username {
+        auth.arg(username);
+    }
+    auth.arg(credentials.password.expose());
+    Some(auth)
 }
 
 /// Dials, and authenticates when the endpoint has credentials.
-pub(super) async fn commands(target: &Target, pace: Pace) -> Result<Connection, Failure> {
-    let stream = dial(target, pace).await?;
+pub(super) async fn commands(dialer: &Dialer, pace: Pace) -> Result<Connection, Failure> {
+    let stream = stream(dialer, pace).await?;
     // No set-up through the library: it waits for an answer without a limit and hides the server's own words.
     let config = AsyncConnectionConfig::new().set_response_timeout(None);
-    let info = info().set_skip_set_lib_name();
+    let info = RedisConnectionInfo::default()
+        .set_protocol(ProtocolVersion::RESP2)
+        .set_skip_set_lib_name();
     let opened = MultiplexedConnection::new_with_config(&info, stream, config);
     let (mut commands, driver) = within(pace.answer_timeout, "the connection's set-up", opened).await?;
     let lost = Driver(tokio::spawn(driver));
-
-    if let Some(credentials) = &target.dialer.endpoint().credentials {
-        let mut auth = redis::cmd("AUTH");
-        if let Some(username) = &credentials.username {
-            auth.arg(username);
-        }
-        auth.arg(credentials.password.expose());
+    if let Some(auth) = auth(dialer) {
         within(pace.answer_timeout, "AUTH", auth.exec_async(&mut commands)).await?;
     }
     Ok(Connection { commands, lost })
-}
-
-/// Dials, authenticates, and turns the connection into one that listens.
-pub(super) async fn pubsub(target: &Target, pace: Pace) -> Result<PubSub, Failure> {
-    let stream = dial(target, pace).await?;
-    let mut info = info();
-    if let Some(credentials) = &target.dialer.endpoint().credentials {
-        if let Some(username) = &credentials.username {
-            info = info.set_username(username);
-        }
-        info = info.set_password(credentials.password.expose());
-    }
-    within(
-        pace.answer_timeout,
-        "the connection's set-up",
-        PubSub::new(&info, stream),
-    )
-    .await
 }
 
 /// How long a failure that comes, goes and comes again in the same words is not logged again.
@@ -290,5 +294,11 @@ mod tests {
         assert_eq!(failure.evidence, ProbeFailure::Rejected("NOREPLICAS".to_owned()));
         assert_eq!(failure.words, "NOREPLICAS Not enough");
         assert!(failure.usable && !Failure::closed().usable);
+        assert!(!failure.is_redirection());
+        for reply in ["-MOVED 3999 127.0.0.1:6381\r\n", "-ASK 3999 127.0.0.1:6381\r\n"] {
+            let error = redis::parse_redis_value(reply.as_bytes()).and_then(redis::Value::extract_error);
+            let failure = Failure::from(&error.unwrap_err());
+            assert!(failure.is_redirection() && failure.usable, "{failure:?}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The names of channels and keys, and what is said on them.
+//! What is said on the channels, and who says it.
 //!
 //! Pure: times come in as durations since the incarnation began.
 //!
@@ -8,13 +8,9 @@
 //! for people who read along. The instance is in the channel's name and, since a name can be configured twice, in
 //! the message too.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
-
-use super::ShardChannel;
-use crate::replica::{CellId, ReplicaId, ShardId};
 
 const VERSION: &str = "pg1";
 
@@ -59,7 +55,8 @@ impl Identity {
     }
 }
 
-fn word(text: &str) -> String {
+/// `text` as one word: only letters, digits, `.`, `_` and `-`.
+pub(super) fn word(text: &str) -> String {
     text.chars()
         .map(|c| match c {
             'a'..='z' | 'A'..='Z' | '0'..='9' | '.' | '_' | '-' => c,
@@ -73,79 +70,6 @@ fn random() -> u64 {
     let mut hasher = RandomState::new().build_hasher();
     hasher.write_u32(std::process::id());
     hasher.finish()
-}
-
-/// All channels of all replicas, and the keys of the write probe.
-#[derive(Clone, Debug)]
-pub(super) struct Channels {
-    by_replica: Vec<(ReplicaId, Vec<ShardChannel>)>,
-    by_name: HashMap<String, (ReplicaId, CellId)>,
-    prefix: String,
-    instance: String,
-}
-
-impl Channels {
-    /// The channels of `replicas` with one shard each. A sharded replica has one channel for each shard, with a hash
-    /// tag that maps to it, in place of the single one here.
-    pub(super) fn new<'a>(
-        prefix: &str,
-        identity: &Identity,
-        replicas: impl Iterator<Item = (ReplicaId, &'a str)>,
-    ) -> Channels {
-        let by_replica: Vec<(ReplicaId, Vec<ShardChannel>)> = replicas
-            .map(|(id, name)| {
-                let (cell, shard) = (CellId::ONLY, ShardId::ONLY);
-                // The id sets apart two names that differ only in characters that `word` replaces.
-                let channel = format!(
-                    "{prefix}:hb:{}:{}-{}:{{{shard}}}",
-                    identity.instance,
-                    id.0,
-                    word(name)
-                );
-                (id, vec![(cell, channel)])
-            })
-            .collect();
-        let by_name = by_replica
-            .iter()
-            .flat_map(|(id, shards)| {
-                shards
-                    .iter()
-                    .map(|(shard, channel)| (channel.clone(), (*id, *shard)))
-            })
-            .collect();
-        Channels {
-            by_replica,
-            by_name,
-            prefix: prefix.to_owned(),
-            instance: identity.instance.clone(),
-        }
-    }
-
-    /// The channels of `replica`, by shard.
-    pub(super) fn of(&self, replica: ReplicaId) -> &[ShardChannel] {
-        self.by_replica
-            .iter()
-            .find(|(id, _)| *id == replica)
-            .map_or(&[], |(_, shards)| shards)
-    }
-
-    /// Every channel, in a fixed order.
-    pub(super) fn all(&self) -> Vec<&str> {
-        self.by_replica
-            .iter()
-            .flat_map(|(_, shards)| shards.iter().map(|(_, channel)| channel.as_str()))
-            .collect()
-    }
-
-    /// Whose channel `name` is.
-    pub(super) fn find(&self, name: &str) -> Option<(ReplicaId, CellId)> {
-        self.by_name.get(name).copied()
-    }
-
-    /// The key that the write probe sets on `shard`.
-    pub(super) fn probe_key(&self, shard: ShardId) -> String {
-        format!("{}:probe:{{{shard}}}:{}", self.prefix, self.instance)
-    }
 }
 
 /// What a message says.
@@ -325,31 +249,6 @@ mod tests {
         assert_eq!(
             Message::decode(&[0xff, 0xfe], &identity),
             Err(Unusable::Malformed)
-        );
-    }
-
-    #[test]
-    fn a_name_has_one_tag_and_no_pattern() {
-        let identity = Identity::named("a{b}*[c] d?");
-        let channels = Channels::new(
-            "pg",
-            &identity,
-            [(ReplicaId(0), "eu-{west}"), (ReplicaId(1), "eu-_west_")].into_iter(),
-        );
-        let all = channels.all();
-        assert_eq!(all.len(), 2);
-        for name in &all {
-            assert_eq!(name.matches('{').count(), 1, "{name}");
-            assert!(!name.contains(['*', '?', '[', ' ']), "{name}");
-        }
-        assert_ne!(all[0], all[1], "names that become alike stay apart");
-        assert_eq!(channels.find(all[1]), Some((ReplicaId(1), CellId::ONLY)));
-        assert_eq!(channels.find("pg:hb:else"), None);
-        assert_eq!(channels.of(ReplicaId(0))[0].1, all[0]);
-        assert!(channels.of(ReplicaId(9)).is_empty());
-        assert_eq!(
-            channels.probe_key(ShardId::ONLY),
-            format!("pg:probe:{{0}}:{}", identity.instance())
         );
     }
 

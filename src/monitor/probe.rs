@@ -16,37 +16,39 @@ use tokio::time::Instant;
 
 use super::backoff::Backoff;
 use super::connect::{self, Complaint, Connection, Failure, within};
-use super::reach::Reach;
-use super::{Common, Target, every, pace_changed};
+use super::node::Node;
+use super::{Common, every, pace_changed, stage_changed};
 use crate::decision::{Input, ProbeKind};
-use crate::replica::ShardId;
 
 pub(super) struct Probe {
     common: Arc<Common>,
-    target: Arc<Target>,
-    reach: Arc<Reach>,
+    node: Arc<Node>,
     backoff: Backoff,
     complaint: Complaint,
 }
 
 impl Probe {
-    pub(super) fn new(common: Arc<Common>, target: Arc<Target>, reach: Arc<Reach>) -> Probe {
+    pub(super) fn new(common: Arc<Common>, node: Arc<Node>) -> Probe {
         Probe {
             backoff: Backoff::new(common.pace().probe_interval),
-            complaint: Complaint::new("PING", &target.name),
+            complaint: Complaint::new("PING", &node.label),
             common,
-            target,
-            reach,
+            node,
         }
     }
 
     pub(super) async fn run(mut self) {
+        let mut lost = false;
         loop {
             self.backoff.set_probe_interval(self.common.pace().probe_interval);
             tokio::time::sleep(self.backoff.next()).await;
-            let failure = match connect::commands(&self.target, self.common.pace()).await {
+            let failure = match connect::commands(&self.node.dialer, self.common.pace()).await {
                 Ok(connection) => {
                     let connected = Instant::now();
+                    if std::mem::replace(&mut lost, true) {
+                        // Whoever is back may be another one, or divided anew.
+                        self.node.layout.ask();
+                    }
                     let (failure, useful) = self.watch(connection).await;
                     if useful {
                         self.backoff.lost_after(connected.elapsed());
@@ -55,13 +57,15 @@ impl Probe {
                 }
                 Err(failure) => failure,
             };
+            self.node.suspect_layout();
             if failure.is_answer() {
                 // Something answers, though it does not let us in.
-                self.reach.answered();
+                self.node.reach.answered();
                 self.report(Err(failure)).await;
                 tokio::time::sleep(self.common.pace().probe_interval).await;
             } else {
-                self.reach.silent();
+                lost = true;
+                self.node.reach.silent();
                 self.report(Err(failure)).await;
             }
         }
@@ -71,16 +75,19 @@ impl Probe {
     async fn watch(&mut self, mut connection: Connection) -> (Failure, bool) {
         let mut useful = false;
         let mut paces = self.common.pace.clone();
+        let mut stages = self.common.stages.clone();
         let mut due = every(self.common.pace().probe_interval);
         loop {
             tokio::select! {
                 failure = &mut connection.lost => return (failure, useful),
                 _ = due.tick() => {}
-                () = self.reach.nudged() => due.reset(),
+                () = self.node.reach.nudged() => due.reset(),
                 () = pace_changed(&mut paces) => {
                     due = every(self.common.pace().probe_interval);
                     continue;
                 }
+                // Shards of their own wait for their first PING.
+                () = stage_changed(&mut stages), if self.node.address.is_some() => due.reset(),
             }
             let asked = Instant::now();
             let ping = redis::cmd("PING");
@@ -92,11 +99,11 @@ impl Probe {
             match answer.await {
                 Ok(()) => {
                     useful = true;
-                    self.reach.answered();
+                    self.node.reach.answered();
                     self.report(Ok(asked)).await;
                 }
                 Err(failure) if failure.usable => {
-                    self.reach.answered();
+                    self.node.reach.answered();
                     self.report(Err(failure)).await;
                 }
                 Err(failure) => return (failure, useful),
@@ -115,13 +122,16 @@ impl Probe {
                 Err(failure.evidence)
             }
         };
-        self.common
-            .report(Input::Probe {
-                replica: self.target.id,
-                shard: ShardId::ONLY,
-                kind: ProbeKind::Ping,
-                outcome,
-            })
-            .await;
+        let stage = self.common.stage();
+        for shard in self.node.pinged(stage.speak()) {
+            self.common
+                .report(Input::Probe {
+                    replica: self.node.replica,
+                    shard,
+                    kind: ProbeKind::Ping,
+                    outcome: outcome.clone(),
+                })
+                .await;
+        }
     }
 }

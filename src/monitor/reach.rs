@@ -1,9 +1,9 @@
-//! What the three tasks of one replica tell each other.
+//! What the three tasks of one place tell each other.
 
 use tokio::sync::{Notify, watch};
 
 /// Whether the replica answers, as `probe` sees it, and the wish of the others that it looks now.
-#[derive(Debug)]
+#[derive(Default, Debug)]
 pub(super) struct Reach {
     state: watch::Sender<State>,
     nudge: Notify,
@@ -16,13 +16,6 @@ struct State {
 }
 
 impl Reach {
-    pub(super) fn new() -> Reach {
-        Reach {
-            state: watch::Sender::new(State::default()),
-            nudge: Notify::new(),
-        }
-    }
-
     /// `probe`: the replica answered, be it with an error.
     pub(super) fn answered(&self) {
         self.state.send_modify(|state| {
@@ -72,7 +65,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_between_the_count_and_the_wait_is_not_missed() {
-        let reach = Reach::new();
+        let reach = Reach::default();
         let before = reach.answers();
         reach.answered();
         let waited = tokio::time::timeout(Duration::from_secs(5), reach.answered_since(before)).await;
@@ -84,7 +77,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn silence_does_not_end_the_wait() {
-        let reach = Reach::new();
+        let reach = Reach::default();
         let before = reach.answers();
         reach.silent();
         let waited = tokio::time::timeout(Duration::from_secs(5), reach.answered_since(before)).await;

@@ -196,7 +196,7 @@ impl Worker {
         let timeout = self.settings.upstream.connect_timeout;
         match node {
             None => dialer.connect(timeout).await,
-            Some(address) => dialer.at(&address)?.connect(timeout).await,
+            Some(address) => dialer.towards(address)?.connect(timeout).await,
         }
     }
 

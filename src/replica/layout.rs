@@ -1,6 +1,7 @@
 //! Layouts: which slots each shard of a replica owns and where it is reached, and what several layouts have in common.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use super::{Address, ShardId};
@@ -16,6 +17,30 @@ pub struct SlotRange {
     pub first: u16,
     /// The last; not before the first.
     pub last: u16,
+}
+
+/// As servers write it: `0-5460`, or `7` for a single slot.
+impl fmt::Display for SlotRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let SlotRange { first, last } = self;
+        match first == last {
+            true => write!(f, "{first}"),
+            false => write!(f, "{first}-{last}"),
+        }
+    }
+}
+
+/// Several ranges, with commas between.
+pub fn slot_words(slots: &[SlotRange]) -> impl fmt::Display {
+    fmt::from_fn(move |f| {
+        for (n, range) in slots.iter().enumerate() {
+            if n > 0 {
+                f.write_str(",")?;
+            }
+            write!(f, "{range}")?;
+        }
+        Ok(())
+    })
 }
 
 /// One shard of a layout.
@@ -204,6 +229,12 @@ mod tests {
             Layout::new(vec![shard(&[(7, 3)]), shard(&[(0, 16384)])]),
             Layout::single()
         );
+    }
+
+    #[test]
+    fn slots_are_written_as_servers_write_them() {
+        let words = slot_words(&[range(0, 5460), range(7000, 7000)]).to_string();
+        assert_eq!(words, "0-5460,7000");
     }
 
     #[test]

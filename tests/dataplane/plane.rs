@@ -49,6 +49,8 @@ impl Plane {
                 id: ReplicaId(id),
                 name: format!("replica-{id}").into(),
                 weight: 100,
+                topology: Topology::default(),
+                rest: None,
                 endpoint: Arc::new(Endpoint {
                     address: Address::Tcp {
                         host: "127.0.0.1".to_owned(),

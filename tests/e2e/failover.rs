@@ -189,7 +189,7 @@ async fn a_one_way_cut_is_named_and_moves_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flapping_replica_does_not_flap_the_traffic() {
     let rig = two_regions().await;
-    let toml = "[failback]\ngrace = \"1500ms\"\n[failover]\ndwell = \"2s\"\n";
+    let toml = "[failback]\nmode = \"immediate\"\ngrace = \"1500ms\"\n[failover]\ndwell = \"2s\"\n";
     let sidecar = Sidecar::start(&rig, "fast", toml).await;
     let load = Load::start(sidecar.addr, 5);
     let began = now();
@@ -218,7 +218,7 @@ async fn a_flapping_replica_does_not_flap_the_traffic() {
 #[tokio::test(flavor = "multi_thread")]
 async fn both_down_then_one_back_serves_within_a_second() {
     let rig = two_regions().await;
-    let toml = "[hold]\ntimeout = \"500ms\"\n[failback]\ngrace = \"60s\"\n[failover]\ndwell = \"60s\"\n";
+    let toml = "[hold]\ntimeout = \"500ms\"\n[failback]\nmode = \"immediate\"\ngrace = \"60s\"\n[failover]\ndwell = \"60s\"\n";
     let sidecar = Sidecar::start(&rig, "fast", toml).await;
     let mut app = App::connect(sidecar.addr).await;
     assert_eq!(app.ask(&["SET", "k", "1"]).await, "+OK\r\n");
@@ -265,7 +265,7 @@ async fn failback_waits_for_its_grace_and_is_planned() {
     let sidecar = Sidecar::start(
         &rig,
         "fast",
-        "[failback]\ngrace = \"3s\"\n[failover]\ndwell = \"1s\"\n",
+        "[failback]\nmode = \"immediate\"\ngrace = \"3s\"\n[failover]\ndwell = \"1s\"\n",
     )
     .await;
     let load = Load::start(sidecar.addr, 5);

@@ -51,7 +51,12 @@ async fn a_planned_switch_costs_no_error() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pin_stays_through_a_restart_and_a_better_choice() {
     let rig = two_regions().await;
-    let mut sidecar = Sidecar::start(&rig, "fast", "[failback]\ngrace = \"500ms\"\n").await;
+    let mut sidecar = Sidecar::start(
+        &rig,
+        "fast",
+        "[failback]\nmode = \"immediate\"\ngrace = \"500ms\"\n",
+    )
+    .await;
     sidecar
         .wait("both in sync", |s| {
             (0..2).all(|r| s["replicas"][r]["fitness"] == "in_sync")

@@ -1,52 +1,17 @@
 //! `rediss://`: own authority, client certificate and server name, for links and monitor alike.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rig::{Data, Rig, RigOptions};
 use tempfile::TempDir;
 use tokio::net::TcpSocket;
 
+use crate::authority::Authority;
 use crate::support::{App, Load, Sidecar, now, tokens_once};
 
 /// The name in the servers' certificate, which no resolver knows.
 const NAME: &str = "redis.internal.example";
-
-/// An authority and a certificate of it for [`NAME`], good for servers and clients, as files.
-struct Authority {
-    ca: PathBuf,
-    cert: PathBuf,
-    key: PathBuf,
-}
-
-impl Authority {
-    fn new(dir: &Path, label: &str) -> Authority {
-        let ca_key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        // Names of their own: OpenSSL takes a certificate whose issuer is called as itself for self-signed.
-        params
-            .distinguished_name
-            .push(DnType::CommonName, format!("authority {label}"));
-        let ca = params.self_signed(&ca_key).unwrap();
-        let issuer = Issuer::new(params, ca_key);
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(vec![NAME.to_owned()]).unwrap();
-        params.distinguished_name.push(DnType::CommonName, label);
-        let cert = params.signed_by(&key, &issuer).unwrap();
-        let file = |name: &str, text: String| {
-            let path = dir.join(format!("{label}-{name}.pem"));
-            std::fs::write(&path, text).unwrap();
-            path
-        };
-        Authority {
-            ca: file("ca", ca.pem()),
-            cert: file("cert", cert.pem()),
-            key: file("key", key.serialize_pem()),
-        }
-    }
-}
 
 /// Two regions that ask every client on their TLS port for a certificate.
 struct Secured {
@@ -60,7 +25,7 @@ struct Secured {
 impl Secured {
     async fn start() -> Secured {
         let dir = TempDir::new().unwrap();
-        let own = Authority::new(dir.path(), "own");
+        let own = Authority::new(dir.path(), "own", &[NAME]);
         let path = |path: &Path| path.display().to_string();
         let options = RigOptions::count(2)
             .server_arg("--tls-cert-file", path(&own.cert))
@@ -124,7 +89,7 @@ fn tls(ca: &Authority, own: Option<&Authority>, name: &str) -> String {
 async fn failover_and_failback_over_tls() {
     let secured = Secured::start().await;
     let replicas = secured.replicas(&tls(&secured.own, Some(&secured.own), NAME));
-    let toml = "[failback]\ngrace = \"1s\"\n[failover]\ndwell = \"1s\"\n";
+    let toml = "[failback]\nmode = \"immediate\"\ngrace = \"1s\"\n[failover]\ndwell = \"1s\"\n";
     let sidecar = Sidecar::with_replicas(&replicas, "fast", toml).await;
     sidecar
         .wait("both in sync", |s| {
@@ -181,7 +146,7 @@ async fn refused(secured: &Secured, tls_of_local: &str, words: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_with_tls_is_said_in_words() {
     let secured = Secured::start().await;
-    let other = Authority::new(secured.dir.path(), "other");
+    let other = Authority::new(secured.dir.path(), "other", &[NAME]);
     let own = &secured.own;
     refused(&secured, &tls(&other, Some(own), NAME), "UnknownIssuer").await;
     refused(

@@ -5,6 +5,7 @@
 //! properties L1 … L4. Where the truth cannot be known yet, it waits for a bound computed from the policy.
 
 mod liveness;
+mod reads;
 mod safety;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,7 +33,9 @@ pub(super) struct Bounds {
     write: Duration,
     /// A replica that does not answer is no longer called healthy by then.
     suspect: Duration,
-    /// A link that delivers nothing fresh is called down by then.
+    /// A heartbeat of this age is fresh.
+    fresh: Duration,
+    /// A link that delivers nothing fresh, and was never slow, is called down by then.
     link: Duration,
     /// All is known of a replica that has been well for so long.
     settle: Duration,
@@ -48,9 +51,16 @@ impl Bounds {
             blind: silence * 3 / 2 + policy.probe_interval * 2 + MS * 300,
             suspect: (silence / 2).max(policy.probe_interval * 3 / 2) + policy.probe_interval + MS * 300,
             write: silence + policy.probe_interval * 3 + setup.probe_timeout * 2 + MS * 300,
+            fresh: policy.heartbeat_timeout,
             link: link + policy.heartbeat_timeout + MS * 300,
             settle: silence * 3 + policy.heartbeat_interval * 5 + setup.probe_timeout * 2 + MS * 300,
         }
+    }
+
+    /// The same for a link that may be used to being slow.
+    fn link_between(&self, world: &World, a: ReplicaId, b: ReplicaId) -> Duration {
+        let slowest = world.slowest(a, b, self.fresh);
+        self.link.max(slowest * 3 + self.link / 2 + MS * 300)
     }
 }
 
@@ -102,6 +112,8 @@ pub(super) struct Oracle {
     active_answered: bool,
     active_heard: bool,
     route: Option<RouteOrder>,
+    /// Where reads go that do not go with the writes, and since when.
+    trial: Option<(ReplicaId, At)>,
     fence_id: u64,
     moving: Option<Moving>,
     /// The operator's request that this call brings.
@@ -140,6 +152,7 @@ impl Oracle {
             active_answered: false,
             active_heard: false,
             route: None,
+            trial: None,
             fence_id: 0,
             moving: None,
             asking: None,
@@ -331,7 +344,7 @@ impl Oracle {
     /// Checks one output.
     pub(super) fn output(&mut self, setup: &Setup, world: &World, output: &Output) -> Verdict {
         match output {
-            Output::Route(route) => self.on_route(route),
+            Output::Route(route) => self.on_route(setup, world, route),
             Output::PublishFence { id, .. } => {
                 if *id <= self.fence_id {
                     return Err(format!("P9 fence: number {id} after {}", self.fence_id));
@@ -353,7 +366,7 @@ impl Oracle {
         }
     }
 
-    fn on_route(&mut self, route: &RouteOrder) -> Verdict {
+    fn on_route(&mut self, setup: &Setup, world: &World, route: &RouteOrder) -> Verdict {
         let epoch = self.route.as_ref().map_or(0, |route| route.epoch);
         if route.epoch != epoch + 1 {
             return Err(format!("epoch: {} after {epoch}", route.epoch));
@@ -367,6 +380,18 @@ impl Oracle {
         {
             return Err(format!("read split: {:?}", route.read));
         }
+        self.reads_proved(setup, world, route)?;
+        let elsewhere = route.read.iter().find(|(to, _)| *to != route.write);
+        self.trial = match (elsewhere, self.trial) {
+            (Some((to, _)), Some((same, since))) if *to == same => Some((same, since)),
+            (Some((to, _)), _) => {
+                *self.reached.entry("reads elsewhere").or_default() += 1;
+                Some((*to, self.at))
+            }
+            // A move holds everything; its end is what counts.
+            (None, trial) if route.holding => trial,
+            (None, _) => None,
+        };
         self.route = Some(route.clone());
         Ok(())
     }
@@ -442,7 +467,9 @@ impl Oracle {
                     _ if self.suspended => {
                         Err("P10 operator: a failback began though an operator chose the active".to_owned())
                     }
-                    _ => self.proved(setup, world, *to),
+                    _ => self
+                        .proved(setup, world, *to)
+                        .and_then(|()| self.soaked(setup, *to)),
                 }
             }
             Event::Move { what, .. } if what.starts_with("called off") => {

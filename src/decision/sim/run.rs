@@ -128,7 +128,7 @@ pub(super) struct Sim {
     pub(super) chain: u64,
     pub(super) asked: u64,
     pub(super) calm: bool,
-    base: Instant,
+    pub(super) base: Instant,
     subject: Subject,
     oracle: Oracle,
     queue: BinaryHeap<Reverse<(At, u64)>>,
@@ -294,7 +294,7 @@ impl Sim {
         self.ask(Request::Resume);
         let began = self.at;
         let policy = &self.setup.policy;
-        let patience = (policy.grace + policy.dwell) * 16 + Duration::from_secs(15);
+        let patience = (policy.grace + policy.soak + policy.dwell) * 16 + Duration::from_secs(15);
         let manual = policy.failback == FailbackMode::Manual;
         let mut ask_again = self.at;
         while self.broken.is_none() {
@@ -423,7 +423,7 @@ impl Sim {
         }
         match input {
             Some(input) => {
-                let words = format!("IN {input:?}");
+                let words = format!("IN {}", words(&input));
                 self.note(|| words);
                 self.subject.observe(input, now);
             }
@@ -530,5 +530,20 @@ impl Sim {
             step: self.calls,
             story,
         }));
+    }
+}
+
+/// An input for the transcript: without a moment, which no other process would have again.
+fn words(input: &Input) -> String {
+    match input {
+        Input::HeartbeatHeard {
+            from,
+            to,
+            cell,
+            seq,
+            age,
+            ..
+        } => format!("HeartbeatHeard {from}→{to} {cell:?} {seq} {age:?}"),
+        other => format!("{other:?}"),
     }
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::rng::Rng;
 use crate::decision::engine::Member;
 use crate::decision::event::CellMap;
-use crate::decision::policy::{FailbackMode, OnFenceTimeout, OnIsolated, Policy};
+use crate::decision::policy::{
+    FailbackMode, OnFenceTimeout, OnIsolated, OnShardDown, OnSlow, Policy, ReadsTo,
+};
 use crate::replica::{Cell, CellId, Layout, ReplicaId};
 
 #[derive(Clone, Debug)]
@@ -51,6 +53,7 @@ impl Setup {
                 } else {
                     u32::from(rng.pick(&[10_u8, 20, 30]))
                 },
+                rest: None,
             })
             .collect();
         let shards: Vec<u16> = members
@@ -81,11 +84,25 @@ impl Setup {
             on_isolated: rng.pick(&[OnIsolated::Stay, OnIsolated::Leave]),
             failback: rng.pick(&[
                 FailbackMode::Immediate,
-                FailbackMode::Immediate,
+                FailbackMode::Staged,
+                FailbackMode::Staged,
                 FailbackMode::Manual,
             ]),
             grace: rng.pick(&[ms(1500), ms(3000), ms(5000)]),
             lag_tolerance: ms(500),
+            shard_grace: Duration::from_secs(2),
+            on_shard_down: OnShardDown::Switch,
+            on_slow: rng.pick(&[OnSlow::Stay, OnSlow::Leave]),
+            reads: rng.pick(&[
+                ReadsTo::Active,
+                ReadsTo::Active,
+                ReadsTo::Active,
+                ReadsTo::Nearest,
+            ]),
+            read_your_writes: true,
+            read_steps: vec![10, 50, 100],
+            soak: rng.pick(&[ms(0), ms(900), ms(3000)]),
+            latency_margin: Duration::from_millis(100),
             tilt_after: timeout / 2,
         };
         let mut setup = Setup {

@@ -299,6 +299,7 @@ impl Sim {
                     cell,
                     seq,
                     age,
+                    sent: self.base + sent,
                 }
             }
             Message::Fence { id } => Input::FenceHeard { id, to, cell },

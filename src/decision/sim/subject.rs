@@ -196,7 +196,7 @@ impl Subject {
         }
     }
 
-    fn beat(&mut self, from: ReplicaId, to: ReplicaId, cell: CellId, seq: u64) -> Input {
+    fn beat(&mut self, from: ReplicaId, to: ReplicaId, cell: CellId, seq: u64, sent: Instant) -> Input {
         self.invented += 1;
         Input::HeartbeatHeard {
             from,
@@ -204,6 +204,7 @@ impl Subject {
             cell,
             seq,
             age: Duration::from_millis(1),
+            sent,
         }
     }
 
@@ -215,11 +216,11 @@ impl Subject {
                 Input::HeartbeatHeard {
                     from, to, cell, seq, ..
                 },
-            ) => vec![self.beat(from, to, cell, seq)],
+            ) => vec![self.beat(from, to, cell, seq, now)],
             (Sabotage::EchoAssumed, Input::HeartbeatSent { on, cell, seq }) => {
                 vec![
                     Input::HeartbeatSent { on, cell, seq },
-                    self.beat(on, on, cell, seq),
+                    self.beat(on, on, cell, seq, now),
                 ]
             }
             (
@@ -230,6 +231,7 @@ impl Subject {
                     cell,
                     seq,
                     age,
+                    sent,
                 },
             ) if from == to => {
                 let mut told = vec![Input::HeartbeatHeard {
@@ -238,9 +240,10 @@ impl Subject {
                     cell,
                     seq,
                     age,
+                    sent,
                 }];
                 for other in self.engine.ids().filter(|&other| other != from) {
-                    told.push(self.beat(from, other, cell, seq));
+                    told.push(self.beat(from, other, cell, seq, sent));
                 }
                 told
             }

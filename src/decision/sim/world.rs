@@ -200,6 +200,24 @@ impl World {
         }
     }
 
+    /// The longest delay that heartbeats between the two ever had, those of ended cuts (as far as they are `fresh`) among
+    /// them: what a link is used to, it is not called down for.
+    pub(super) fn slowest(&self, a: ReplicaId, b: ReplicaId, fresh: Duration) -> Duration {
+        let ways = [(a, b), (b, a)]
+            .into_iter()
+            .flat_map(|(x, y)| self.ways[x.index()][y.index()].values());
+        let delays = ways.flat_map(|way| {
+            let ends = way.changes.iter().skip(1).map(|(at, _)| Some(*at)).chain([None]);
+            way.changes.iter().zip(ends)
+        });
+        let delays = delays.map(|(&(from, way), end)| match (way, end) {
+            (Way::Open(delay) | Way::Late(delay), _) => delay,
+            (Way::Cut, Some(end)) => end.saturating_sub(from).min(fresh),
+            (Way::Cut, None) => Duration::ZERO,
+        });
+        delays.max().unwrap_or_default()
+    }
+
     /// For how long every direction and shard between the two has been open.
     pub(super) fn pair_open(&self, at: At, a: ReplicaId, b: ReplicaId) -> Option<Duration> {
         let ways = [(a, b), (b, a)]
@@ -231,10 +249,14 @@ impl World {
         shut.min().unwrap_or_default()
     }
 
-    /// For how long `id` has been well: fit, and every link with every other replica open.
+    /// For how long `id` has been well: fit, and not slow for so long that it may be called so.
     pub(super) fn well(&self, at: At, id: ReplicaId) -> Option<Duration> {
-        let fit = self.nodes[id.index()].held(at, State::fit)?;
+        const LONG: Duration = Duration::from_secs(1);
+        let state = &self.nodes[id.index()];
+        let fit = state.held(at, State::fit)?;
+        let slow = state.last_stretch(at, LONG, |state| state == State::Slow);
+        let quick = slow.map_or(fit, |end| at.saturating_sub(end));
         let quiet = at.saturating_sub(self.noise[id.index()]);
-        Some(fit.min(quiet))
+        Some(fit.min(quick).min(quiet))
     }
 }

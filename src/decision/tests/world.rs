@@ -10,6 +10,7 @@ use crate::replica::{CellId, ReplicaId, ShardId};
 pub(super) struct World {
     pub(super) engine: Engine,
     pub(super) now: Instant,
+    began: Instant,
     pub(super) seq: u64,
     pub(super) pings: Vec<bool>,
     pub(super) writes: Vec<Option<bool>>,
@@ -21,25 +22,39 @@ pub(super) struct World {
 impl World {
     /// Every replica has been well for two seconds, and `a` is active.
     pub(super) fn new(count: u8) -> World {
-        let mut world = World::bare(count);
-        world.pass(MS * 2000);
-        assert_eq!(world.active(), Some(A));
-        world.outputs.clear();
-        world
+        World::bare(count).settled()
+    }
+
+    /// The same with a REST check of every replica, made at this interval; none has been answered.
+    pub(super) fn checked(count: u8, interval: Duration) -> World {
+        World::with_rest(count, Some(interval)).settled()
+    }
+
+    fn settled(mut self) -> World {
+        self.pass(MS * 2000);
+        assert_eq!(self.active(), Some(A));
+        self.outputs.clear();
+        self
     }
 
     /// Nothing is known yet.
-    #[expect(clippy::disallowed_methods, reason = "any moment will do to begin with")]
     pub(super) fn bare(count: u8) -> World {
+        World::with_rest(count, None)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "any moment will do to begin with")]
+    fn with_rest(count: u8, rest: Option<Duration>) -> World {
         let members = (0..count).map(|i| Member {
             id: ReplicaId(i),
             name: char::from(b'a' + i).to_string().into(),
             weight: 100,
+            rest,
         });
         let now = Instant::now();
         let mut world = World {
             engine: Engine::new(policy(), members.collect(), None, now),
             now,
+            began: now,
             seq: 0,
             pings: vec![true; usize::from(count)],
             writes: vec![Some(true); usize::from(count)],
@@ -54,6 +69,11 @@ impl World {
 
     pub(super) fn ids(&self) -> Vec<ReplicaId> {
         self.engine.ids().collect()
+    }
+
+    /// When the world began.
+    pub(super) fn began(&self) -> Instant {
+        self.began
     }
 
     pub(super) fn active(&self) -> Option<ReplicaId> {
@@ -109,6 +129,7 @@ impl World {
                         cell,
                         seq,
                         age,
+                        sent: self.now,
                     });
                 }
             }
@@ -174,6 +195,13 @@ impl World {
                 _ => None,
             })
             .collect()
+    }
+
+    pub(super) fn events(&self) -> impl Iterator<Item = &Event> {
+        self.outputs.iter().filter_map(|output| match output {
+            Output::Event(event) => Some(event),
+            _ => None,
+        })
     }
 
     pub(super) fn holding_epoch(&self) -> u64 {

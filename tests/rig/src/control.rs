@@ -5,8 +5,11 @@
 //! | `GET /status` | regions with addresses and pids, links with offsets, lag and counters |
 //! | `GET /converged?timeout_ms=5000` | 200 once every link has caught up, 504 and what is behind otherwise |
 //! | `POST /heal` | ends every fault |
-//! | `POST /regions/{name}/{verb}` | `kill` `restart?keep=true` `hang` `unhang` `loading?ms=` `stale?kind=min-replicas\|outbound` `unstale` `out-of-memory` `free-memory` `pause-writes?ms=` `unpause` `cut` `stall` `delay?to_server_ms=&to_client_ms=` `dribble?bytes=&interval_ms=` `half-open?dead=to-server\|to-client` `heal-network` `heal` |
+//! | `POST /regions/{name}/{verb}` | `kill` `restart?keep=true` `hang` `unhang` `loading?ms=` `stale?kind=min-replicas\|outbound` `unstale` `out-of-memory` `free-memory` `pause-writes?ms=` `unpause` `cut` `stall` `delay?to_server_ms=&to_client_ms=` `dribble?bytes=&interval_ms=` `half-open?dead=to-server\|to-client` `heal-network` `heal` `move-slots?slots=0-99&to_shard=1` |
 //! | `POST /links/{from}/{to}/{verb}` | `cut` `heal` `delay?ms=` `flap?period_ms=` |
+//!
+//! Where regions have shards, `shard=1` names one of a region, `from_shard=1` and `to_shard=0` those of a link; without it all
+//! are meant.
 //!
 //! Every POST answers 200 and `{"done": …}` once the fault is in force; otherwise 4xx or 5xx and `{"error": …}`.
 
@@ -23,7 +26,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::relay::Direction;
-use crate::rig::{Data, Rig, RigStatus};
+use crate::rig::{At, Data, Rig, RigStatus};
 
 const REQUESTS: &str =
     "GET /status, GET /converged, POST /heal, POST /regions/NAME/VERB, POST /links/FROM/TO/VERB";
@@ -88,6 +91,10 @@ struct Details {
     dead: Option<Direction>,
     period_ms: Option<u64>,
     timeout_ms: Option<u64>,
+    shard: Option<usize>,
+    from_shard: Option<usize>,
+    to_shard: Option<usize>,
+    slots: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -136,37 +143,41 @@ async fn region(
     asked: Asked,
 ) -> Result<Response, Refusal> {
     let Query(details) = asked?;
-    rig.find(&name).map_err(Refusal::Unknown)?;
+    let at = At {
+        region: &name,
+        shard: details.shard,
+    };
+    rig.find_at(at).map_err(Refusal::Unknown)?;
     match verb.as_str() {
-        "kill" => rig.kill(&name).await,
+        "kill" => rig.kill(at).await,
         "restart" => {
             let data = if details.keep.unwrap_or(false) {
                 Data::Keep
             } else {
                 Data::Fresh
             };
-            rig.restart(&name, data).await
+            rig.restart(at, data).await
         }
-        "hang" => rig.hang(&name).await,
-        "unhang" => rig.unhang(&name).await,
-        "loading" => rig.loading(&name, millis(details.ms, "ms")?).await,
+        "hang" => rig.hang(at).await,
+        "unhang" => rig.unhang(at).await,
+        "loading" => rig.loading(at, millis(details.ms, "ms")?).await,
         "stale" => match details.kind.unwrap_or(Staleness::MinReplicas) {
-            Staleness::MinReplicas => rig.stale_min_replicas(&name).await,
-            Staleness::Outbound => rig.stale_outbound(&name).await,
+            Staleness::MinReplicas => rig.stale_min_replicas(at).await,
+            Staleness::Outbound => rig.stale_outbound(at).await,
         },
-        "unstale" => rig.unstale(&name).await,
-        "out-of-memory" => rig.out_of_memory(&name).await,
-        "free-memory" => rig.free_memory(&name).await,
-        "pause-writes" => rig.pause_writes(&name, millis(details.ms, "ms")?).await,
-        "unpause" => rig.unpause(&name).await,
-        "cut" => rig.cut(&name).await,
-        "stall" => rig.stall(&name).await,
+        "unstale" => rig.unstale(at).await,
+        "out-of-memory" => rig.out_of_memory(at).await,
+        "free-memory" => rig.free_memory(at).await,
+        "pause-writes" => rig.pause_writes(at, millis(details.ms, "ms")?).await,
+        "unpause" => rig.unpause(at).await,
+        "cut" => rig.cut(at).await,
+        "stall" => rig.stall(at).await,
         "delay" => {
             if details.to_server_ms.is_none() && details.to_client_ms.is_none() {
                 return Err(Refusal::Query("to_server_ms or to_client_ms"));
             }
             let way = |value: Option<u64>| Duration::from_millis(value.unwrap_or(0));
-            rig.delay(&name, way(details.to_server_ms), way(details.to_client_ms))
+            rig.delay(at, way(details.to_server_ms), way(details.to_client_ms))
                 .await
         }
         "dribble" => {
@@ -174,17 +185,23 @@ async fn region(
                 .bytes
                 .filter(|&bytes| bytes > 0)
                 .ok_or(Refusal::Query("bytes (1 or more)"))?;
-            rig.dribble(&name, bytes, millis(details.interval_ms, "interval_ms")?)
+            rig.dribble(at, bytes, millis(details.interval_ms, "interval_ms")?)
                 .await
         }
         "half-open" => {
             let dead = details
                 .dead
                 .ok_or(Refusal::Query("dead=to-server or dead=to-client"))?;
-            rig.half_open(&name, dead).await
+            rig.half_open(at, dead).await
         }
-        "heal-network" => rig.heal_network(&name).await,
-        "heal" => rig.heal(&name).await,
+        "heal-network" => rig.heal_network(at).await,
+        "heal" => rig.heal(at).await,
+        "move-slots" => {
+            let slots = details.slots.as_deref().and_then(|slots| slots.parse().ok());
+            let slots = slots.ok_or(Refusal::Query("slots, such as 0-99"))?;
+            let to_shard = details.to_shard.ok_or(Refusal::Query("to_shard"))?;
+            rig.move_slots(&name, slots, to_shard).await
+        }
         _ => return Err(Refusal::Unknown(anyhow::anyhow!("a region has no verb {verb:?}"))),
     }?;
     Ok(done(&verb))
@@ -196,14 +213,24 @@ async fn link(
     asked: Asked,
 ) -> Result<Response, Refusal> {
     let Query(details) = asked?;
-    rig.link(&from, &to).map_err(Refusal::Unknown)?;
+    let (from, to) = (
+        At {
+            region: &from,
+            shard: details.from_shard,
+        },
+        At {
+            region: &to,
+            shard: details.to_shard,
+        },
+    );
+    rig.links(from, to).map_err(Refusal::Unknown)?;
     match verb.as_str() {
-        "cut" => rig.cut_link(&from, &to).await,
-        "heal" => rig.heal_link(&from, &to),
-        "delay" => rig.delay_link(&from, &to, millis(details.ms, "ms")?),
+        "cut" => rig.cut_link(from, to).await,
+        "heal" => rig.heal_link(from, to),
+        "delay" => rig.delay_link(from, to, millis(details.ms, "ms")?),
         "flap" => {
             let period = millis(details.period_ms.filter(|&ms| ms >= 2), "period_ms (2 or more)")?;
-            rig.flap_link(&from, &to, period)
+            rig.flap_link(from, to, period)
         }
         _ => return Err(Refusal::Unknown(anyhow::anyhow!("a link has no verb {verb:?}"))),
     }?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
-use rig::{Endpoint, Rig, RigOptions, Syncer, control};
+use rig::{Endpoint, Form, Rig, RigOptions, Syncer, control};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Stands in for Active-Active Redis: real servers that replicate to each other, and faults on demand.
@@ -24,6 +24,9 @@ Examples:
 
   Three regions with names of your own, the control API on a fixed port, addresses as one line of JSON:
       rig run --regions 3 --names eu,us,asia --control 127.0.0.1:7070 --json
+
+  Six servers behind one address here, four there:
+      rig run --form front --shards 6,4
 
   Then, from another terminal:
       curl -s 127.0.0.1:7070/status
@@ -54,8 +57,9 @@ The control API (POST unless said otherwise):
   /regions/NAME/kill | restart?keep=true | hang | unhang | loading?ms=2000 | stale?kind=min-replicas (or outbound)
     | unstale | out-of-memory | free-memory | pause-writes?ms=2000 | unpause | cut | stall
     | delay?to_server_ms=50&to_client_ms=50 | dribble?bytes=1&interval_ms=10 | half-open?dead=to-client (or to-server)
-    | heal-network | heal
-  /links/FROM/TO/cut | heal | delay?ms=200 | flap?period_ms=1000")]
+    | heal-network | heal | move-slots?slots=0-99&to_shard=1
+  /links/FROM/TO/cut | heal | delay?ms=200 | flap?period_ms=1000
+Where regions have shards, &shard=1 names one of a region, &from_shard=1 and &to_shard=0 those of a link.")]
 struct Run {
     /// How many regions, 1 to 3 [default: 2, or as many as there are names]
     #[arg(long)]
@@ -72,6 +76,18 @@ struct Run {
     /// Regions whose applications bypass the relay, for measurements.
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     direct: Vec<String>,
+    /// How the regions are divided: plain (one server each), front (servers behind one address) or cluster.
+    #[arg(long, value_parser = form, default_value = "plain")]
+    form: Form,
+    /// Servers of each region: one number for all, or one for each.
+    #[arg(long, value_delimiter = ',', default_value = "1", value_name = "COUNTS")]
+    shards: Vec<usize>,
+    /// Let fronts refuse CLUSTER, as an endpoint does whose cluster API is switched off.
+    #[arg(long)]
+    no_cluster_api: bool,
+    /// Let a cluster's nodes announce their own addresses instead of their relays'.
+    #[arg(long)]
+    announce_servers: bool,
     /// Print one line of JSON (the control's address, and what GET /status answers) instead of text.
     #[arg(long)]
     json: bool,
@@ -91,6 +107,10 @@ struct OneSyncer {
     /// The destination's name [default: its host:port]
     #[arg(long, value_name = "NAME")]
     to_name: Option<String>,
+}
+
+fn form(name: &str) -> Result<Form, serde_json::Error> {
+    serde_json::from_value(name.into())
 }
 
 fn main() -> anyhow::Result<()> {
@@ -130,6 +150,9 @@ async fn run_rig(run: Run) -> anyhow::Result<()> {
         RigOptions::new(run.names)
     };
     options.password = run.password;
+    (options.form, options.shards) = (run.form, run.shards);
+    options.announce_servers = run.announce_servers;
+    options.cluster_api = !run.no_cluster_api;
     options.direct = run.direct.into_iter().collect();
     let listener = tokio::net::TcpListener::bind(run.control)
         .await
@@ -158,12 +181,12 @@ async fn announce(rig: &Rig, control: std::net::SocketAddr, json: bool) -> anyho
         writeln!(out, "{line}")?;
     } else {
         for region in &status.regions {
-            let pid = region.pid.unwrap_or_default();
-            writeln!(
-                out,
-                "{:<10} {}  (server {}, pid {pid})",
-                region.name, region.url, region.direct_addr
-            )?;
+            let servers = region.shards.iter().map(|shard| {
+                let pid = shard.pid.unwrap_or_default();
+                format!("server {}, pid {pid}", shard.direct_addr)
+            });
+            let servers = servers.collect::<Vec<_>>().join("; ");
+            writeln!(out, "{:<10} {}  ({servers})", region.name, region.url)?;
         }
         writeln!(out, "{:<10} http://{control}/status", "control")?;
     }

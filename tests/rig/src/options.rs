@@ -2,8 +2,26 @@
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
+
 /// Names of the first regions when the caller names none.
 pub const DEFAULT_NAMES: [&str; 3] = ["local", "remote", "third"];
+
+/// How regions are divided into shards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Form {
+    /// Not at all: one server each.
+    #[default]
+    Plain,
+    /// Several servers behind one address that routes keys and channels.
+    Front,
+    /// A cluster of masters, for clients that follow `MOVED`.
+    Cluster,
+}
+
+/// Most shards of a region.
+const MOST_SHARDS: usize = 32;
 
 /// What a [`Rig`](crate::Rig) is made of.
 ///
@@ -11,7 +29,8 @@ pub const DEFAULT_NAMES: [&str; 3] = ["local", "remote", "third"];
 /// # use rig::RigOptions;
 /// let two = RigOptions::default();
 /// let three = RigOptions::new(["eu", "us", "asia"]).password("secret").direct("eu").server_arg("--maxclients", "50");
-/// # assert_eq!((two.regions.len(), three.regions.len()), (2, 3));
+/// let sharded = RigOptions::count(2).front([6, 4]);
+/// # assert_eq!((two.regions.len(), three.regions.len(), sharded.shards.len()), (2, 3, 2));
 /// ```
 #[derive(Clone, Debug)]
 pub struct RigOptions {
@@ -23,6 +42,15 @@ pub struct RigOptions {
     pub server_args: Vec<String>,
     /// Regions whose applications bypass the relay: for measurements. The relay's faults do not work there.
     pub direct: BTreeSet<String>,
+    /// How all regions are divided.
+    pub form: Form,
+    /// Shards of each region, in the order of `regions`; a single number is for all of them.
+    pub shards: Vec<usize>,
+    /// Whether a front answers CLUSTER; an endpoint whose cluster API is switched off does not.
+    pub cluster_api: bool,
+    /// Whether a cluster's nodes announce their own addresses instead of their relays': addresses from which clients would
+    /// bypass the relays.
+    pub announce_servers: bool,
 }
 
 impl Default for RigOptions {
@@ -40,6 +68,10 @@ impl RigOptions {
             password: None,
             server_args: Vec::new(),
             direct: BTreeSet::new(),
+            form: Form::Plain,
+            shards: vec![1],
+            cluster_api: true,
+            announce_servers: false,
         }
     }
 
@@ -75,6 +107,42 @@ impl RigOptions {
         self
     }
 
+    /// Divides the regions into so many shards each, behind one address: one number for all, or one for each.
+    #[must_use]
+    pub fn front(mut self, shards: impl IntoIterator<Item = usize>) -> Self {
+        self.form = Form::Front;
+        self.shards = shards.into_iter().collect();
+        self
+    }
+
+    /// Makes each region a cluster of so many masters: one number for all, or one for each.
+    #[must_use]
+    pub fn cluster(mut self, shards: impl IntoIterator<Item = usize>) -> Self {
+        self.form = Form::Cluster;
+        self.shards = shards.into_iter().collect();
+        self
+    }
+
+    /// Lets a cluster's nodes announce their own addresses instead of their relays'.
+    #[must_use]
+    pub fn announce_servers(mut self) -> Self {
+        self.announce_servers = true;
+        self
+    }
+
+    /// Lets fronts answer CLUSTER or not.
+    #[must_use]
+    pub fn cluster_api(mut self, answered: bool) -> Self {
+        self.cluster_api = answered;
+        self
+    }
+
+    /// How many shards the region has.
+    pub(crate) fn shards_of(&self, region: &str) -> usize {
+        let at = self.regions.iter().position(|name| name == region).unwrap_or(0);
+        self.shards.get(at).or(self.shards.first()).copied().unwrap_or(1)
+    }
+
     pub(crate) fn validate(&self) -> anyhow::Result<()> {
         let count = self.regions.len();
         anyhow::ensure!((1..=3).contains(&count), "a rig has 1 to 3 regions, not {count}");
@@ -89,6 +157,17 @@ impl RigOptions {
                 "region name {name:?} is given twice"
             );
         }
+        let shards = self.shards.len();
+        anyhow::ensure!(
+            shards == 1 || shards == count,
+            "{shards} numbers of shards for {count} regions: give one for all, or one for each"
+        );
+        let most = if self.form == Form::Plain { 1 } else { MOST_SHARDS };
+        anyhow::ensure!(
+            self.shards.iter().all(|shards| (1..=most).contains(shards)),
+            "shards {:?}: a region of this form has 1 to {most}",
+            self.shards
+        );
         let stranger = self.direct.iter().find(|name| !self.regions.contains(name));
         anyhow::ensure!(
             stranger.is_none(),
@@ -111,6 +190,14 @@ mod tests {
         assert!(refusal(RigOptions::new(["a b"])).contains("\"a b\""));
         assert!(refusal(RigOptions::new(["a", "b", "a"])).contains("\"a\" is given twice"));
         assert!(refusal(RigOptions::default().direct("elsewhere")).contains("\"elsewhere\""));
+        assert!(refusal(RigOptions::count(3).front([2, 3])).contains("2 numbers of shards for 3"));
+        assert!(refusal(RigOptions::count(2).front([0])).contains("1 to 32"));
+        let mut plain = RigOptions::count(2);
+        plain.shards = vec![3];
+        assert!(refusal(plain).contains("1 to 1"));
+        let uneven = RigOptions::count(2).front([6, 4]);
+        assert!(uneven.validate().is_ok());
+        assert_eq!((uneven.shards_of("local"), uneven.shards_of("remote")), (6, 4));
         assert!(
             RigOptions::count(3)
                 .password("p")

@@ -1,47 +1,44 @@
-//! One region: a server, the relay in front of it, and ways to talk to both.
+//! One region: its shards, and the way in for applications.
 //!
-//! It owns process and relay. It knows nothing of other regions; links are the rig's.
+//! It owns both, and knows which shard owns which slot. It knows nothing of other regions; links are the rig's.
 
-pub(crate) mod process;
+mod cluster;
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, PoisonError, RwLock};
 
-use anyhow::Context as _;
 use redis::{RedisResult, Value};
-use rustix::process::Signal;
 use serde::Serialize;
-use tokio::sync::{Mutex, MutexGuard};
-use tokio::time::Instant;
 
-use crate::endpoint::Endpoint;
+use crate::commands::{Commands, Route};
+use crate::front::{Front, Plan, State};
+use crate::options::{Form, RigOptions};
 use crate::relay::{NetworkFaults, Relay};
-use crate::syncer::RefusalLock;
-use process::{Boot, Process};
-
-/// A region's own commands (faults, `Region::command`) wait this long for an answer.
-const COMMAND_PATIENCE: Duration = Duration::from_secs(2);
-/// Saving and ending takes at most this long.
-const EXIT_PATIENCE: Duration = Duration::from_secs(10);
+use crate::shard::process::ReservedPort;
+use crate::shard::{Shard, ShardStatus, url_of};
+use crate::slots::{Owners, SlotRange};
 
 /// A region's state at one moment.
 #[derive(Clone, Debug, Serialize)]
 pub struct RegionStatus {
     /// Its name.
     pub name: String,
-    /// Where applications connect: the relay, or the server where the relay is bypassed.
+    /// Where applications connect; the first shard's on a cluster.
     pub addr: SocketAddr,
-    /// The server itself.
+    /// The same past the relay: the server, the front, or the first shard's server.
     pub direct_addr: SocketAddr,
     /// `addr` as a URL, with the password.
     pub url: String,
-    /// The server's process, while it runs.
+    /// The first server's process, while it runs.
     pub pid: Option<u32>,
-    /// `master_repl_offset`; none when the server does not answer.
+    /// The first server's `master_repl_offset`; none when it does not answer.
     pub offset: Option<u64>,
-    /// What its relay does.
+    /// What the relay of `addr` does.
     pub network: NetworkFaults,
+    /// How the region is divided.
+    pub form: Form,
+    /// Its shards; one in a plain region.
+    pub shards: Vec<ShardStatus>,
 }
 
 /// One region of a [`Rig`](crate::Rig).
@@ -50,39 +47,64 @@ pub struct Region {
     name: String,
     password: Option<String>,
     bypass: bool,
-    server: SocketAddr,
+    form: Form,
+    // Before the shards: it ends first, so that nobody sees it without them.
+    gate: Option<Gate>,
+    shards: Vec<Shard>,
+    owners: Arc<RwLock<Owners>>,
+    commands: Arc<Commands>,
+}
+
+/// The way in of a region with one endpoint for all shards.
+#[derive(Debug)]
+struct Gate {
+    addr: SocketAddr,
+    /// Stands once the servers have said where keys are in commands.
+    front: Result<Front, ReservedPort>,
     relay: Relay,
-    process: Mutex<Process>,
-    /// As long as commands take their time (faults, restarts), `process` is held; the pid is readable meanwhile.
-    pid: AtomicU32,
-    direct: Endpoint,
-    control: Endpoint,
-    pub(crate) refusals: RefusalLock,
 }
 
 impl Region {
-    pub(crate) fn new(
-        name: &str,
-        password: Option<String>,
-        args: Vec<String>,
-        bypass: bool,
-    ) -> anyhow::Result<Self> {
-        let process = Process::new(name, password.clone(), args)?;
-        let server = process.addr();
-        let direct = Endpoint::tcp(&server.ip().to_string(), server.port(), password.as_deref())?;
-        let control = Endpoint::unix(&process.socket_path(), password.as_deref())?;
+    pub(crate) fn new(options: &RigOptions, name: &str) -> anyhow::Result<Self> {
+        let bypass = options.direct.contains(name);
+        let count = options.shards_of(name);
+        let shard_name = |shard| match options.form {
+            Form::Plain => name.to_owned(),
+            Form::Front | Form::Cluster => format!("{name}/{shard}"),
+        };
+        let shard = |shard| Shard::new(&shard_name(shard), options, bypass);
+        let gate = match options.form {
+            Form::Plain | Form::Cluster => None,
+            Form::Front => Some(Gate::reserve()?),
+        };
         Ok(Self {
             name: name.to_owned(),
-            password,
+            password: options.password.clone(),
             bypass,
-            server,
-            relay: Relay::start(server)?,
-            process: Mutex::new(process),
-            pid: AtomicU32::new(0),
-            direct,
-            control,
-            refusals: RefusalLock::default(),
+            form: options.form,
+            gate,
+            shards: (0..count).map(shard).collect::<anyhow::Result<_>>()?,
+            owners: Arc::new(RwLock::new(Owners::even(count))),
+            commands: Arc::default(),
         })
+    }
+
+    /// Makes known where keys are in commands. Without it nothing is routed.
+    pub(crate) fn learn(&mut self, commands: &Arc<Commands>, cluster_api: bool) {
+        self.commands = Arc::clone(commands);
+        let announced = self.addr();
+        let owners = self.owners();
+        let Some(gate) = self.gate.take() else { return };
+        let shards = self.shards.iter().map(Shard::addr).zip(owners.ranges().copied());
+        let plan = Plan {
+            shards: shards.collect(),
+            commands: Arc::clone(commands),
+            announced,
+            cluster_api,
+            guarded: self.password.is_some(),
+        };
+        let front = gate.front.or_else(|port| Ok(Front::start(port, plan)));
+        self.gate = Some(Gate { front, ..gate });
     }
 
     /// Its name.
@@ -91,253 +113,193 @@ impl Region {
         &self.name
     }
 
-    /// Where applications and monitors connect: the relay, or the server where the relay is bypassed.
+    /// How it is divided.
+    #[must_use]
+    pub fn form(&self) -> Form {
+        self.form
+    }
+
+    /// Where applications and monitors connect: the relay, or what is behind it where the relay is bypassed. Of a cluster
+    /// it is the first shard's.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
-        if self.bypass {
-            self.server
-        } else {
-            self.relay.addr()
+        match &self.gate {
+            Some(gate) if self.bypass => gate.addr,
+            Some(gate) => gate.relay.addr(),
+            None => self.shards[0].addr(),
         }
     }
 
-    /// The server itself: for counting and asserting, whatever the relay does.
+    /// The same past the relay, for counting and asserting: the server, the front, or the first shard's server.
     #[must_use]
     pub fn direct_addr(&self) -> SocketAddr {
-        self.server
+        match &self.gate {
+            Some(gate) => gate.addr,
+            None => self.shards[0].direct_addr(),
+        }
     }
 
     /// [`addr`](Self::addr) as `redis://[:password@]host:port`.
     #[must_use]
     pub fn url(&self) -> String {
-        self.url_of(self.addr())
+        url_of(self.addr(), self.password.as_deref())
     }
 
     /// [`direct_addr`](Self::direct_addr) as a URL.
     #[must_use]
     pub fn direct_url(&self) -> String {
-        self.url_of(self.server)
+        url_of(self.direct_addr(), self.password.as_deref())
     }
 
-    fn url_of(&self, addr: SocketAddr) -> String {
-        match &self.password {
-            Some(password) => format!("redis://:{}@{addr}", percent_encoded(password)),
-            None => format!("redis://{addr}"),
-        }
-    }
-
-    /// The server's process id, while it runs.
+    /// The first server's process id, while it runs.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
-        Some(self.pid.load(Ordering::Acquire)).filter(|&pid| pid != 0)
+        self.shards[0].pid()
     }
 
-    /// Runs one command on the server itself, over a new connection; waits two seconds for the answer.
+    /// Its shards; a plain region has one.
+    #[must_use]
+    pub fn shards(&self) -> &[Shard] {
+        &self.shards
+    }
+
+    /// The shard of that number, counted from 0.
+    ///
+    /// # Panics
+    /// When there is none: for tests.
+    #[must_use]
+    pub fn shard(&self, shard: usize) -> &Shard {
+        &self.shards[shard]
+    }
+
+    /// The number of the shard that owns this key's or channel's slot.
+    #[must_use]
+    pub fn shard_of(&self, key: &str) -> usize {
+        self.owner(crate::slots::slot(key.as_bytes()))
+    }
+
+    /// The slots of a shard.
+    #[must_use]
+    pub fn slots(&self, shard: usize) -> Vec<SlotRange> {
+        self.owners().slots(shard)
+    }
+
+    /// Runs one command on the server that owns its keys, over a new connection; waits two seconds for the answer. Without
+    /// keys it is the first shard's.
     ///
     /// # Errors
     /// As the server or the network gives them.
     pub async fn command(&self, words: &[&str]) -> RedisResult<Value> {
-        let mut connection = self.direct.connect(COMMAND_PATIENCE).await?;
-        words
-            .iter()
-            .fold(redis::Cmd::new(), |mut command, word| {
-                command.arg(word);
-                command
-            })
-            .query_async(&mut connection)
-            .await
+        let shard = match self.commands.route(words) {
+            Route::Slot(slot) => self.owner(slot),
+            Route::Anywhere | Route::Crossing => 0,
+        };
+        self.shards[shard].command(words).await
     }
 
-    /// A connection to the server itself; replies may take two seconds.
+    /// A connection to the first server; replies may take two seconds.
     ///
     /// # Errors
     /// When it cannot be made.
     pub async fn connection(&self) -> RedisResult<redis::aio::MultiplexedConnection> {
-        self.direct.connect(COMMAND_PATIENCE).await
+        self.shards[0].connection().await
     }
 
-    pub(crate) fn direct(&self) -> &Endpoint {
-        &self.direct
+    pub(crate) fn owners(&self) -> Owners {
+        let owners = self.owners.read().unwrap_or_else(PoisonError::into_inner);
+        owners.clone()
     }
 
-    pub(crate) fn control(&self) -> &Endpoint {
-        &self.control
+    pub(crate) fn owner(&self, slot: u16) -> usize {
+        let owners = self.owners.read().unwrap_or_else(PoisonError::into_inner);
+        owners.of(slot)
     }
 
-    /// Runs one command past the TCP port: also while that is closed.
-    pub(crate) async fn order(&self, words: &[&str]) -> anyhow::Result<Value> {
-        let mut connection = self
-            .control
-            .connect(COMMAND_PATIENCE)
-            .await
-            .with_context(|| self.name.clone())?;
-        let mut command = redis::Cmd::new();
-        for word in words {
-            command.arg(word);
+    /// Gives back the former ones.
+    pub(crate) fn replace_owners(&self, owners: Owners) -> Owners {
+        let mut place = self.owners.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *place, owners)
+    }
+
+    /// Who owns which slot, now and later.
+    pub(crate) fn owners_shared(&self) -> &Arc<RwLock<Owners>> {
+        &self.owners
+    }
+
+    /// Those of its relays that applications pass on their way to one shard, or to the region as a whole.
+    pub(crate) fn relays(&self, shard: Option<usize>) -> anyhow::Result<Vec<&Relay>> {
+        match (shard, &self.gate) {
+            (None, Some(_)) if self.bypass => {
+                anyhow::bail!("{}: its applications bypass the relay", self.name)
+            }
+            (None, Some(gate)) => Ok(vec![&gate.relay]),
+            (None, None) => self.shards.iter().map(Shard::network).collect(),
+            (Some(shard), _) => Ok(vec![self.shards[shard].network()?]),
         }
-        command
-            .query_async(&mut connection)
-            .await
-            .with_context(|| format!("{}: {}", self.name, words.first().unwrap_or(&"")))
     }
 
-    /// `INFO` of the sections that tell process and stream.
-    pub(crate) async fn info(&self, patience: Duration) -> RedisResult<String> {
-        let mut connection = self.control.connect(patience).await?;
-        redis::cmd("INFO")
-            .arg("server")
-            .arg("replication")
-            .query_async(&mut connection)
-            .await
+    /// Opens every shard's port, and the way in.
+    pub(crate) async fn open(&self) -> anyhow::Result<()> {
+        for shard in &self.shards {
+            shard.open().await?;
+        }
+        self.look().await;
+        Ok(())
     }
 
-    /// The relay, where applications pass it.
-    pub(crate) fn network(&self) -> anyhow::Result<&Relay> {
-        anyhow::ensure!(!self.bypass, "{}: its applications bypass the relay", self.name);
-        Ok(&self.relay)
+    /// Lets the way in be what the shards are as a whole: there, hung, or gone.
+    pub(crate) async fn look(&self) {
+        let Some(Gate {
+            front: Ok(front),
+            relay,
+            ..
+        }) = &self.gate
+        else {
+            return;
+        };
+        let alive = || self.shards.iter().filter(|shard| shard.pid().is_some());
+        let state = if alive().next().is_none() {
+            State::Down
+        } else if alive().all(Shard::is_frozen) {
+            State::Hung
+        } else {
+            State::Up
+        };
+        front.be(state).await;
+        relay.server_is(state != State::Down).await;
     }
 
     pub(crate) async fn status(&self) -> RegionStatus {
-        let info = self.info(Duration::from_millis(300)).await.unwrap_or_default();
+        let mut shards = Vec::new();
+        for (number, shard) in self.shards.iter().enumerate() {
+            shards.push(shard.status(self.slots(number)).await);
+        }
+        let first = &shards[0];
         RegionStatus {
             name: self.name.clone(),
             addr: self.addr(),
-            direct_addr: self.server,
+            direct_addr: self.direct_addr(),
             url: self.url(),
-            pid: self.pid(),
-            offset: info_field(&info, "master_repl_offset").and_then(|offset| offset.parse().ok()),
-            network: self.relay.faults(),
+            pid: first.pid,
+            offset: first.offset,
+            network: self
+                .gate
+                .as_ref()
+                .map_or(first.network, |gate| gate.relay.faults()),
+            form: self.form,
+            shards,
         }
-    }
-
-    /// Starts empty, with a backlog from its first byte, and not reachable yet.
-    pub(crate) async fn boot_hidden(&self) -> anyhow::Result<()> {
-        let mut process = self.process.lock().await;
-        self.boot(&mut process, &Boot::Hidden).await?;
-        let mut connection = self.control.connect(COMMAND_PATIENCE).await?;
-        // A backlog exists once a replica has asked. What follows the first line of the answer is of no interest.
-        let answer: String = redis::cmd("PSYNC")
-            .arg("?")
-            .arg("-1")
-            .query_async(&mut connection)
-            .await?;
-        anyhow::ensure!(
-            answer.starts_with("FULLRESYNC"),
-            "{}: PSYNC answered {answer:?}",
-            self.name
-        );
-        Ok(())
-    }
-
-    /// Opens the port to all.
-    pub(crate) async fn open(&self) -> anyhow::Result<()> {
-        self.order(&["CONFIG", "SET", "port", &self.server.port().to_string()])
-            .await?;
-        self.relay.server_is(true).await;
-        Ok(())
-    }
-
-    /// SIGKILL.
-    pub(crate) async fn kill(&self) {
-        let mut process = self.process.lock().await;
-        process.kill();
-        self.pid.store(0, Ordering::Release);
-        self.relay.server_is(false).await;
-    }
-
-    /// Ends the server with everything saved, if it runs.
-    pub(crate) async fn save_and_end(&self) -> anyhow::Result<()> {
-        let mut process = self.process.lock().await;
-        if process.pid().is_none() {
-            let file = process.saved_file();
-            anyhow::ensure!(
-                file.exists(),
-                "{}: it is dead and has saved nothing to start from",
-                self.name
-            );
-            return Ok(());
-        }
-        process.signal(Signal::CONT)?;
-        // The connection ends without an answer when it works.
-        if let Err(error) = self.order(&["SHUTDOWN", "SAVE", "NOW", "FORCE"]).await {
-            tracing::trace!(region = self.name, %error, "SHUTDOWN");
-        }
-        process
-            .wait_exit(EXIT_PATIENCE)
-            .await
-            .with_context(|| format!("{}: SHUTDOWN SAVE", self.name))?;
-        self.pid.store(0, Ordering::Release);
-        self.relay.server_is(false).await;
-        Ok(())
-    }
-
-    /// Starts from the saved file; it may still be loading afterwards.
-    pub(crate) async fn boot_saved(&self, args: Vec<String>) -> anyhow::Result<()> {
-        let mut process = self.process.lock().await;
-        self.boot(&mut process, &Boot::Saved(args)).await?;
-        self.relay.server_is(true).await;
-        Ok(())
-    }
-
-    async fn boot(&self, process: &mut MutexGuard<'_, Process>, boot: &Boot) -> anyhow::Result<()> {
-        let started = process
-            .start(boot)
-            .await
-            .with_context(|| format!("region {}", self.name));
-        self.pid.store(process.pid().unwrap_or(0), Ordering::Release);
-        started
-    }
-
-    /// SIGSTOP or SIGCONT; returns when the process has stopped, or goes on.
-    pub(crate) async fn freeze(&self, stop: bool) -> anyhow::Result<()> {
-        let process = self.process.lock().await;
-        process
-            .signal(if stop { Signal::STOP } else { Signal::CONT })
-            .with_context(|| self.name.clone())?;
-        let deadline = Instant::now() + COMMAND_PATIENCE;
-        while process.pid().is_some_and(|pid| is_stopped(pid) != stop) {
-            anyhow::ensure!(
-                Instant::now() < deadline,
-                "{}: the process ignores the signal",
-                self.name
-            );
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        Ok(())
-    }
-
-    /// Waits until it answers PING, having loaded.
-    pub(crate) async fn wait_ready(&self, patience: Duration) -> anyhow::Result<()> {
-        let deadline = Instant::now() + patience;
-        while let Err(error) = self.order(&["PING"]).await {
-            anyhow::ensure!(Instant::now() < deadline, "{}: not ready: {error:#}", self.name);
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        Ok(())
     }
 }
 
-/// The value of a field of INFO.
-pub(crate) fn info_field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
-    info.lines()
-        .find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'))
-}
-
-/// `/proc/<pid>/stat`: the state follows the name in parentheses.
-fn is_stopped(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-        stat.rsplit_once(") ")
-            .is_some_and(|(_, rest)| rest.starts_with('T'))
-    })
-}
-
-fn percent_encoded(text: &str) -> String {
-    text.bytes().fold(String::new(), |mut out, byte| {
-        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-        out
-    })
+impl Gate {
+    fn reserve() -> anyhow::Result<Self> {
+        let port = ReservedPort::take()?;
+        let addr = port.addr();
+        Ok(Self {
+            addr,
+            front: Err(port),
+            relay: Relay::start(addr)?,
+        })
+    }
 }

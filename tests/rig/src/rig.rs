@@ -1,50 +1,82 @@
 //! The rig: regions and the syncers between them. It owns both; dropping it ends all processes and tasks.
 //!
-//! Faults are in [`faults`]; here is what stands without any.
+//! Faults are in [`faults`], links in [`links`]; here is what stands without any fault.
 
 mod faults;
+mod links;
+mod reshard;
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures_util::future::try_join_all;
 use serde::Serialize;
-use tokio::time::Instant;
 
-use crate::options::RigOptions;
-use crate::region::{Region, RegionStatus, info_field};
-use crate::syncer::{Side, Syncer, SyncerState, SyncerStatus, begin_equal};
+use crate::commands::Commands;
+use crate::options::{Form, RigOptions};
+use crate::region::{Region, RegionStatus};
+use crate::shard::Shard;
+use crate::slots;
+use links::Links;
 
 pub use faults::Data;
+pub use links::LinkStatus;
 
 /// Everything about a rig at one moment.
 #[derive(Clone, Debug, Serialize)]
 pub struct RigStatus {
     /// In the order they were named.
     pub regions: Vec<RegionStatus>,
-    /// One per ordered pair.
+    /// One per ordered pair of regions; of divided regions, one per cell and ordered pair.
     pub links: Vec<LinkStatus>,
 }
 
-/// A link's syncer, and how far it is behind.
-#[derive(Clone, Debug, Serialize)]
-pub struct LinkStatus {
-    /// State and counters.
-    #[serde(flatten)]
-    pub syncer: SyncerStatus,
-    /// Bytes of the source's stream that are not acknowledged; none when the source does not answer or has another id.
-    pub lag_bytes: Option<u64>,
+/// A region, or one shard of it: `"local"`, `("local", 1)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct At<'a> {
+    /// Its name.
+    pub region: &'a str,
+    /// The shard's number, counted from 0; none means all of them.
+    pub shard: Option<usize>,
 }
 
-/// From region, to region.
-type Pair = (String, String);
+impl std::fmt::Display for At<'_> {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.shard {
+            None => out.write_str(self.region),
+            Some(shard) => write!(out, "{}/{shard}", self.region),
+        }
+    }
+}
+
+impl<'a, Name: AsRef<str> + ?Sized> From<&'a Name> for At<'a> {
+    fn from(region: &'a Name) -> Self {
+        Self {
+            region: region.as_ref(),
+            shard: None,
+        }
+    }
+}
+
+impl<'a> From<(&'a str, usize)> for At<'a> {
+    fn from((region, shard): (&'a str, usize)) -> Self {
+        Self {
+            region,
+            shard: Some(shard),
+        }
+    }
+}
 
 /// A running Active-Active stand-in.
 #[derive(Debug)]
 pub struct Rig {
     // Before the regions: syncers end first, so that they do not complain about servers that are gone.
-    links: BTreeMap<Pair, Syncer>,
+    links: Links,
     regions: Vec<Region>,
+    commands: Arc<Commands>,
+    /// One move of slots at a time.
+    moving: tokio::sync::Mutex<()>,
 }
 
 impl Rig {
@@ -54,40 +86,27 @@ impl Rig {
     /// When `redis-server` is missing or does not start, or the options make no sense.
     pub async fn start(options: RigOptions) -> anyhow::Result<Self> {
         options.validate()?;
-        let mut regions = Vec::new();
-        for name in &options.regions {
-            let (password, args) = (options.password.clone(), options.server_args.clone());
-            regions.push(Region::new(name, password, args, options.direct.contains(name))?);
-        }
+        let regions = options.regions.iter().map(|name| Region::new(&options, name));
         let mut rig = Self {
-            links: BTreeMap::new(),
-            regions,
+            links: Links::default(),
+            regions: regions.collect::<anyhow::Result<_>>()?,
+            commands: Arc::default(),
+            moving: tokio::sync::Mutex::default(),
         };
         // Nobody can write yet: all are empty, and each has all of the others.
-        for region in &rig.regions {
-            region.boot_hidden().await?;
+        let shards = rig.regions.iter().flat_map(Region::shards);
+        try_join_all(shards.map(Shard::boot_hidden)).await?;
+        if options.form != Form::Plain {
+            let answer = rig.regions[0].shard(0).order(&["COMMAND"]).await?;
+            rig.commands = Arc::new(Commands::read(answer)?);
         }
-        for to in &rig.regions {
-            let others = rig.regions.iter().filter(|from| from.name() != to.name());
-            let sources: Vec<_> = others.map(|from| (from.name(), from.control().clone())).collect();
-            begin_equal(to.control(), &sources)
-                .await
-                .with_context(|| to.name().to_owned())?;
+        for region in &mut rig.regions {
+            region.learn(&rig.commands, options.cluster_api);
         }
-        for region in &rig.regions {
-            region.open().await?;
-        }
-        for from in &rig.regions {
-            for to in rig.regions.iter().filter(|to| to.name() != from.name()) {
-                let side = |region: &Region| Side {
-                    name: region.name().to_owned(),
-                    endpoint: region.direct().clone(),
-                    refusals: region.refusals.clone(),
-                };
-                let pair = (from.name().to_owned(), to.name().to_owned());
-                rig.links.insert(pair, Syncer::spawn(side(from), side(to)));
-            }
-        }
+        try_join_all(rig.regions.iter().map(Region::form_cluster)).await?;
+        rig.begin_equal().await?;
+        try_join_all(rig.regions.iter().map(Region::open)).await?;
+        rig.connect().await?;
         rig.wait_converged(Duration::from_secs(20))
             .await
             .context("the links do not stand")?;
@@ -127,20 +146,34 @@ impl Rig {
             })
     }
 
-    fn syncer(&self, from: &str, to: &str) -> anyhow::Result<&Syncer> {
-        self.find(from)?;
-        self.find(to)?;
-        self.links
-            .get(&(from.to_owned(), to.to_owned()))
-            .with_context(|| format!("there is no link from {from} to itself"))
-    }
-
-    /// State and counters of one link's syncer.
+    /// Whether there is such a region and shard.
     ///
     /// # Errors
-    /// When there is no such link.
-    pub fn link(&self, from: &str, to: &str) -> anyhow::Result<SyncerStatus> {
-        Ok(self.syncer(from, to)?.status())
+    /// When there is none; names those there are.
+    pub fn find_at<'a>(&self, at: impl Into<At<'a>>) -> anyhow::Result<()> {
+        self.at(at.into()).map(drop)
+    }
+
+    /// The region, and those of its shards that are meant.
+    fn at(&self, at: At<'_>) -> anyhow::Result<(&Region, &[Shard])> {
+        let region = self.find(at.region)?;
+        let shards = region.shards();
+        let meant = match at.shard {
+            None => Some(shards),
+            Some(shard) => shards.get(shard..=shard),
+        };
+        let meant = meant.with_context(|| {
+            let (name, count, asked) = (region.name(), shards.len(), at.shard.unwrap_or_default());
+            format!("{name} has no shard {asked}: there are {count}, counted from 0")
+        })?;
+        Ok((region, meant))
+    }
+
+    /// The pieces of the slots that no region's division cuts.
+    #[must_use]
+    pub fn cells(&self) -> Vec<slots::SlotRange> {
+        let owners: Vec<_> = self.regions.iter().map(Region::owners).collect();
+        slots::cells(owners.iter().flat_map(slots::Owners::ranges))
     }
 
     /// Everything at once. Servers that do not answer cost 300 ms each.
@@ -149,71 +182,9 @@ impl Rig {
         for region in &self.regions {
             regions.push(region.status().await);
         }
-        let links = self.links.values().map(Syncer::status).map(|syncer| {
-            let source = regions.iter().find(|region| region.name == syncer.from);
-            let offset = source
-                .and_then(|region| region.offset)
-                .filter(|_| !syncer.replid.is_empty());
-            LinkStatus {
-                lag_bytes: offset.map(|offset| offset.saturating_sub(syncer.offset)),
-                syncer,
-            }
-        });
         RigStatus {
-            links: links.collect(),
+            links: self.link_statuses(&regions),
             regions,
         }
-    }
-
-    /// Waits until every link has delivered all that its source had when it was asked.
-    ///
-    /// # Errors
-    /// After `patience`; names the links and regions that are behind, and why.
-    pub async fn wait_converged(&self, patience: Duration) -> anyhow::Result<()> {
-        let deadline = Instant::now() + patience;
-        loop {
-            let behind = self.behind().await;
-            if behind.is_empty() {
-                return Ok(());
-            }
-            anyhow::ensure!(Instant::now() < deadline, "not converged: {}", behind.join("; "));
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    /// What is missing to convergence, in words.
-    async fn behind(&self) -> Vec<String> {
-        let mut behind = Vec::new();
-        let mut infos = BTreeMap::new();
-        for region in &self.regions {
-            match region.info(Duration::from_millis(500)).await {
-                Ok(info) => drop(infos.insert(region.name(), info)),
-                Err(error) => behind.push(format!("{} does not answer: {error}", region.name())),
-            }
-        }
-        for syncer in self.links.values() {
-            let status = syncer.status();
-            let (Some(source), Some(here)) = (infos.get(&*status.from), infos.get(&*status.to)) else {
-                continue;
-            };
-            let wanted =
-                info_field(source, "master_repl_offset").and_then(|offset| offset.parse::<u64>().ok());
-            let caught_up = status.state == SyncerState::Streaming
-                && info_field(source, "master_replid") == Some(&*status.replid)
-                && info_field(here, "run_id") == Some(&*status.to_run)
-                && wanted.is_some_and(|offset| status.offset >= offset);
-            if !caught_up {
-                behind.push(format!(
-                    "{} to {} is {:?} at {} of {} (last error: {})",
-                    status.from,
-                    status.to,
-                    status.state,
-                    status.offset,
-                    wanted.unwrap_or_default(),
-                    status.last_error.as_deref().unwrap_or("none"),
-                ));
-            }
-        }
-        behind
     }
 }

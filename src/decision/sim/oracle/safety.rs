@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{MS, Moving, Oracle, Verdict};
 use crate::decision::event::{Fitness, Health, SwitchReason, Switched};
-use crate::decision::policy::{OnFenceTimeout, OnIsolated};
+use crate::decision::policy::{OnFenceTimeout, OnIsolated, OnSlow};
 use crate::decision::sim::setup::Setup;
 use crate::decision::sim::world::{At, State, Way, World};
 use crate::decision::snapshot::Snapshot;
@@ -93,7 +93,10 @@ impl Oracle {
             .filter(|&other| other != to && other != active && well(other))
         {
             let blameless = world.pair_open(self.at, active, other).unwrap_or_default() >= long;
-            if blameless && well(to) && world.pair_bad(self.at, to, other) >= self.bounds.link {
+            if blameless
+                && well(to)
+                && world.pair_bad(self.at, to, other) >= self.bounds.link_between(world, to, other)
+            {
                 return wrong(&format!("{to} and {other} replicate badly"), self.at);
             }
         }
@@ -101,7 +104,7 @@ impl Oracle {
             let heard = self.told[to.index()].resubscribed;
             for way in world.ways[from.index()][to.index()].values() {
                 let bad = |way: Way| !matches!(way, Way::Open(_));
-                let least = self.bounds.link;
+                let least = self.bounds.link_between(world, from, to);
                 if let Some(end) = way.last_stretch(self.at, least, bad)
                     && self.at < end + grace.max(MS)
                     && self.woke.unwrap_or_default().max(heard) + least < end
@@ -269,6 +272,9 @@ impl Oracle {
                 state.any_since(long, |state| state == State::Dead)
                     && state.any_since(short, |state| !state.answers())
             }
+            SwitchReason::Slow => {
+                setup.policy.on_slow == OnSlow::Leave && state.any_since(long, |state| state == State::Slow)
+            }
             SwitchReason::Silent => deaf,
             SwitchReason::Failing => {
                 state.any_since(long, |state| state == State::Loading)
@@ -389,6 +395,7 @@ impl Oracle {
                 self.pinned, snapshot.pinned
             ));
         }
+        self.reads_served(world)?;
         if snapshot.active != self.active() {
             return Err(format!("snapshot: {:?} is active", snapshot.active));
         }
@@ -444,9 +451,10 @@ impl Oracle {
                     Way::Cut => false,
                 };
                 let heard = self.at.saturating_sub(self.told[link.to.index()].resubscribed);
-                let quiet = way.held(self.at, |way| !passes(way)).unwrap_or_default();
+                // What comes late and steadily may be what the link is used to.
+                let quiet = way.held(self.at, |way| way == Way::Cut).unwrap_or_default();
                 let quiet = quiet.min(self.awake()).min(calm).min(heard);
-                if quiet >= self.bounds.link && link.up {
+                if quiet >= self.bounds.link_between(world, id, link.to) && link.up {
                     return Err(format!(
                         "P5 link: {id}->{} shard {} delivers nothing fresh for {quiet:?} and is up",
                         link.to, link.shard

@@ -1,12 +1,16 @@
 //! Every fault of the table in the README as a method, and its end. Each returns once the fault is in force.
+//!
+//! `at` is a region, of which all shards are meant, or one shard of it: `"local"`, `("local", 1)`.
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, join_all};
 
-use super::Rig;
+use super::{At, Rig};
 use crate::relay::{Direction, NetworkFaults};
-use crate::syncer::{LinkControl, scripts};
+use crate::shard::Shard;
+use crate::syncer::LinkControl;
 
 /// What a server that starts again starts with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,18 +21,38 @@ pub enum Data {
     Keep,
 }
 
-/// A loading server spends this long on each key; between some keys it answers `LOADING`.
-const LOAD_STEP: Duration = Duration::from_micros(500);
-
 /// # Faults of a server
 impl Rig {
+    /// Does it to each server that is meant, at once; all are tried.
+    async fn each(
+        &self,
+        at: At<'_>,
+        act: impl Fn(&Shard) -> BoxFuture<'_, anyhow::Result<()>>,
+    ) -> anyhow::Result<()> {
+        let (region, shards) = self.at(at)?;
+        let done = join_all(shards.iter().map(act)).await;
+        region.look().await;
+        done.into_iter().collect()
+    }
+
+    /// A cluster takes a node back after some seconds; others are well at once. One with other dead or hung nodes is left to
+    /// itself.
+    async fn rejoin(&self, at: At<'_>) -> anyhow::Result<()> {
+        let (region, _) = self.at(at)?;
+        let mut shards = region.shards().iter();
+        if shards.all(|shard| shard.pid().is_some() && !shard.is_frozen()) {
+            region.wait_cluster().await?;
+            self.hear(region).await?;
+        }
+        Ok(())
+    }
+
     /// SIGKILL: connections break, new ones are refused. Ended by [`restart`](Self::restart).
     ///
     /// # Errors
     /// When there is no such region.
-    pub async fn kill(&self, region: &str) -> anyhow::Result<()> {
-        self.find(region)?.kill().await;
-        Ok(())
+    pub async fn kill<'a>(&self, at: impl Into<At<'a>>) -> anyhow::Result<()> {
+        self.each(at.into(), |shard| shard.kill().map(Ok).boxed()).await
     }
 
     /// Ends the server if it runs, and starts it again on the same port. With [`Data::Fresh`] it is empty and reachable
@@ -36,36 +60,26 @@ impl Rig {
     ///
     /// # Errors
     /// When there is no such region, nothing to load, or it does not start.
-    pub async fn restart(&self, region: &str, data: Data) -> anyhow::Result<()> {
-        let region = self.find(region)?;
-        match data {
-            Data::Fresh => {
-                region.kill().await;
-                region.boot_hidden().await?;
-                region.open().await
-            }
-            Data::Keep => {
-                region.save_and_end().await?;
-                region.boot_saved(Vec::new()).await?;
-                region.wait_ready(Duration::from_secs(30)).await
-            }
-        }
+    pub async fn restart<'a>(&self, at: impl Into<At<'a>>, data: Data) -> anyhow::Result<()> {
+        let at = at.into();
+        self.each(at, |shard| shard.restart(data).boxed()).await?;
+        self.rejoin(at).await
     }
 
     /// SIGSTOP: connections are accepted (by the kernel) and never answered. Ended by [`unhang`](Self::unhang).
     ///
     /// # Errors
     /// When there is no such region, or it does not run.
-    pub async fn hang(&self, region: &str) -> anyhow::Result<()> {
-        self.find(region)?.freeze(true).await
+    pub async fn hang<'a>(&self, at: impl Into<At<'a>>) -> anyhow::Result<()> {
+        self.each(at.into(), |shard| shard.freeze(true).boxed()).await
     }
 
     /// SIGCONT: what was sent meanwhile is answered now.
     ///
     /// # Errors
     /// When there is no such region, or it does not run.
-    pub async fn unhang(&self, region: &str) -> anyhow::Result<()> {
-        self.find(region)?.freeze(false).await
+    pub async fn unhang<'a>(&self, at: impl Into<At<'a>>) -> anyhow::Result<()> {
+        self.each(at.into(), |shard| shard.freeze(false).boxed()).await
     }
 
     /// Saves, restarts, and takes at least `duration` to load: `-LOADING` to all but a few commands (PUBLISH and
@@ -73,135 +87,87 @@ impl Rig {
     ///
     /// # Errors
     /// When there is no such region, it does not run or does not take writes.
-    pub async fn loading(&self, region: &str, duration: Duration) -> anyhow::Result<()> {
-        let region = self.find(region)?;
-        let keys = (duration.as_micros() / LOAD_STEP.as_micros()).max(32);
-        region
-            .order(&["EVAL", scripts::FILL, "0", &keys.to_string()])
-            .await?;
-        region.save_and_end().await?;
-        let args = [
-            "--key-load-delay",
-            &LOAD_STEP.as_micros().to_string(),
-            "--loading-process-events-interval-bytes",
-            "1024",
-        ];
-        region.boot_saved(args.map(str::to_owned).to_vec()).await?;
-        // The ballast goes once it can; should it stay (killed meanwhile), it harms nobody.
-        let control = region.control().clone();
-        let deadline = Instant::now() + duration * 3 + Duration::from_secs(10);
-        tokio::spawn(async move {
-            while Instant::now() < deadline {
-                if let Ok(mut connection) = control.connect(Duration::from_secs(2)).await
-                    && redis::cmd("EVAL")
-                        .arg(scripts::UNFILL)
-                        .arg(0)
-                        .query_async::<()>(&mut connection)
-                        .await
-                        .is_ok()
-                {
-                    break;
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+    pub async fn loading<'a>(&self, at: impl Into<At<'a>>, duration: Duration) -> anyhow::Result<()> {
+        let at = at.into();
+        let (region, shards) = self.at(at)?;
+        let loads = shards.iter().zip(at.shard.unwrap_or(0)..).map(|(shard, number)| {
+            let own = region.slots(number);
+            let slot = own.first().map_or(0, |slots| slots.first);
+            shard.load_slowly(duration, slot)
         });
-        Ok(())
+        let loads = join_all(loads).await;
+        region.look().await;
+        loads.into_iter().collect()
     }
 
     /// Stale, writes refused: `-NOREPLICAS` to writes, while reads and PUBLISH work and links go on both ways.
     ///
     /// # Errors
     /// When there is no such region, or it does not answer.
-    pub async fn stale_min_replicas(&self, region: &str) -> anyhow::Result<()> {
-        let region = self.find(region)?;
-        let _held = region.refusals.lock().await;
-        region
-            .order(&["CONFIG", "SET", "min-replicas-to-write", "99"])
-            .await
-            .map(drop)
+    pub async fn stale_min_replicas<'a>(&self, at: impl Into<At<'a>>) -> anyhow::Result<()> {
+        self.each(at.into(), |shard| shard.want_replicas().boxed()).await
     }
 
     /// Stale, outbound dead: `-READONLY` to writes, and nothing, PUBLISH included, leaves the region; what comes in is
     /// applied.
     ///
     /// # Errors
-    /// When there is no such region, or it does not answer.
-    pub async fn stale_outbound(&self, region: &str) -> anyhow::Result<()> {
-        let region = self.find(region)?;
-        let _held = region.refusals.lock().await;
-        region.order(&["REPLICAOF", "127.0.0.1", "1"]).await.map(drop)
+    /// When there is no such region, it does not answer, or it is a cluster, whose nodes cannot be made so.
+    pub async fn stale_outbound<'a>(&self, at: impl Into<At<'a>>) -> anyhow::Result<()> {
+        self.each(at.into(), |shard| shard.follow_nobody().boxed()).await
     }
 
     /// Ends both kinds of staleness.
     ///
     /// # Errors
     /// When there is no such region, or it does not answer.
-    pub async fn unstale(&self, region: &str) -> anyhow::Result<()> {
-        let region = self.find(region)?;
-        let _held = region.refusals.lock().await;
-        region
-            .order(&["CONFIG", "SET", "min-replicas-to-write", "0"])
-            .await?;
-        region.order(&["REPLICAOF", "NO", "ONE"]).await.map(drop)
+    pub async fn unstale<'a>(&self, at: impl Into<At<'a>>) -> anyhow::Result<()> {
+        self.each(at.into(), |shard| shard.unstale().boxed()).await
     }
 
     /// Out of memory: `-OOM` to commands that need some, while reads, DEL and PUBLISH work.
     ///
     /// # Errors
     /// When there is no such region, or it does not answer.
-    pub async fn out_of_memory(&self, region: &str) -> anyhow::Result<()> {
-        self.find(region)?
-            .order(&["CONFIG", "SET", "maxmemory", "1"])
-            .await
-            .map(drop)
+    pub async fn out_of_memory<'a>(&self, at: impl Into<At<'a>>) -> anyhow::Result<()> {
+        self.each(at.into(), |shard| shard.limit_memory(1).boxed()).await
     }
 
     /// Memory without limit again.
     ///
     /// # Errors
     /// When there is no such region, or it does not answer.
-    pub async fn free_memory(&self, region: &str) -> anyhow::Result<()> {
-        self.find(region)?
-            .order(&["CONFIG", "SET", "maxmemory", "0"])
-            .await
-            .map(drop)
+    pub async fn free_memory<'a>(&self, at: impl Into<At<'a>>) -> anyhow::Result<()> {
+        self.each(at.into(), |shard| shard.limit_memory(0).boxed()).await
     }
 
     /// Writes and PUBLISH, those of the links too, are held without an answer for so long; reads work.
     ///
     /// # Errors
     /// When there is no such region, or it does not answer.
-    pub async fn pause_writes(&self, region: &str, duration: Duration) -> anyhow::Result<()> {
-        let millis = duration.as_millis().to_string();
-        self.find(region)?
-            .order(&["CLIENT", "PAUSE", &millis, "WRITE"])
+    pub async fn pause_writes<'a>(&self, at: impl Into<At<'a>>, duration: Duration) -> anyhow::Result<()> {
+        self.each(at.into(), |shard| shard.pause_writes(duration).boxed())
             .await
-            .map(drop)
     }
 
     /// Ends a pause early: held writes are done now.
     ///
     /// # Errors
     /// When there is no such region, or it does not answer.
-    pub async fn unpause(&self, region: &str) -> anyhow::Result<()> {
-        self.find(region)?.order(&["CLIENT", "UNPAUSE"]).await.map(drop)
+    pub async fn unpause<'a>(&self, at: impl Into<At<'a>>) -> anyhow::Result<()> {
+        self.each(at.into(), |shard| shard.unpause().boxed()).await
     }
 
     /// Ends every fault of the region and of its relay; a dead server starts empty. Links are left as they are.
     ///
     /// # Errors
     /// When there is no such region, or it cannot be started.
-    pub async fn heal(&self, region: &str) -> anyhow::Result<()> {
-        let found = self.find(region)?;
-        if found.pid().is_none() {
-            self.restart(region, Data::Fresh).await?;
-        }
-        self.unhang(region).await?;
-        found.wait_ready(Duration::from_secs(60)).await?;
-        self.unpause(region).await?;
-        self.unstale(region).await?;
-        self.free_memory(region).await?;
-        if let Ok(relay) = found.network() {
+    pub async fn heal<'a>(&self, at: impl Into<At<'a>>) -> anyhow::Result<()> {
+        let at = at.into();
+        self.each(at, |shard| shard.heal().boxed()).await?;
+        self.rejoin(at).await?;
+        let (region, _) = self.at(at)?;
+        for relay in region.relays(at.shard).unwrap_or_default() {
             relay.change(|faults| *faults = NetworkFaults::default()).await;
         }
         Ok(())
@@ -215,8 +181,8 @@ impl Rig {
         for region in &self.regions {
             self.heal(region.name()).await?;
         }
-        for (from, to) in self.links.keys() {
-            self.heal_link(from, to)?;
+        for syncer in self.links.all() {
+            syncer.control().send_modify(LinkControl::heal);
         }
         Ok(())
     }
@@ -226,8 +192,11 @@ impl Rig {
 ///
 /// They are in the relay: where it is bypassed they are an error. See the table in [`crate::relay`].
 impl Rig {
-    async fn network(&self, region: &str, change: impl FnOnce(&mut NetworkFaults)) -> anyhow::Result<()> {
-        self.find(region)?.network()?.change(change).await;
+    async fn network(&self, at: At<'_>, change: impl Fn(&mut NetworkFaults)) -> anyhow::Result<()> {
+        let (region, _) = self.at(at)?;
+        for relay in region.relays(at.shard)? {
+            relay.change(&change).await;
+        }
         Ok(())
     }
 
@@ -235,24 +204,29 @@ impl Rig {
     ///
     /// # Errors
     /// When there is no such region, or it bypasses its relay.
-    pub async fn cut(&self, region: &str) -> anyhow::Result<()> {
-        self.network(region, |faults| faults.cut = true).await
+    pub async fn cut<'a>(&self, at: impl Into<At<'a>>) -> anyhow::Result<()> {
+        self.network(at.into(), |faults| faults.cut = true).await
     }
 
     /// Connections are accepted and kept, and nothing flows.
     ///
     /// # Errors
     /// When there is no such region, or it bypasses its relay.
-    pub async fn stall(&self, region: &str) -> anyhow::Result<()> {
-        self.network(region, |faults| faults.stall = true).await
+    pub async fn stall<'a>(&self, at: impl Into<At<'a>>) -> anyhow::Result<()> {
+        self.network(at.into(), |faults| faults.stall = true).await
     }
 
     /// Everything arrives later by so much, each way by its own.
     ///
     /// # Errors
     /// When there is no such region, or it bypasses its relay.
-    pub async fn delay(&self, region: &str, to_server: Duration, to_client: Duration) -> anyhow::Result<()> {
-        self.network(region, |faults| {
+    pub async fn delay<'a>(
+        &self,
+        at: impl Into<At<'a>>,
+        to_server: Duration,
+        to_client: Duration,
+    ) -> anyhow::Result<()> {
+        self.network(at.into(), |faults| {
             faults.delay_to_server = to_server;
             faults.delay_to_client = to_client;
         })
@@ -263,9 +237,14 @@ impl Rig {
     ///
     /// # Errors
     /// When there is no such region, it bypasses its relay, or `bytes` is 0.
-    pub async fn dribble(&self, region: &str, bytes: usize, interval: Duration) -> anyhow::Result<()> {
+    pub async fn dribble<'a>(
+        &self,
+        at: impl Into<At<'a>>,
+        bytes: usize,
+        interval: Duration,
+    ) -> anyhow::Result<()> {
         anyhow::ensure!(bytes > 0, "a dribble of 0 bytes is a stall");
-        self.network(region, |faults| faults.dribble = Some((bytes, interval)))
+        self.network(at.into(), |faults| faults.dribble = Some((bytes, interval)))
             .await
     }
 
@@ -273,16 +252,17 @@ impl Rig {
     ///
     /// # Errors
     /// When there is no such region, or it bypasses its relay.
-    pub async fn half_open(&self, region: &str, dead: Direction) -> anyhow::Result<()> {
-        self.network(region, |faults| faults.half_open = Some(dead)).await
+    pub async fn half_open<'a>(&self, at: impl Into<At<'a>>, dead: Direction) -> anyhow::Result<()> {
+        self.network(at.into(), |faults| faults.half_open = Some(dead))
+            .await
     }
 
     /// Ends all faults of the relay.
     ///
     /// # Errors
     /// When there is no such region, or it bypasses its relay.
-    pub async fn heal_network(&self, region: &str) -> anyhow::Result<()> {
-        self.network(region, |faults| *faults = NetworkFaults::default())
+    pub async fn heal_network<'a>(&self, at: impl Into<At<'a>>) -> anyhow::Result<()> {
+        self.network(at.into(), |faults| *faults = NetworkFaults::default())
             .await
     }
 }
@@ -293,8 +273,9 @@ impl Rig {
     ///
     /// # Errors
     /// When there is no such link.
-    pub async fn cut_link(&self, from: &str, to: &str) -> anyhow::Result<()> {
-        self.syncer(from, to)?.cut().await;
+    pub async fn cut_link<'a>(&self, from: impl Into<At<'a>>, to: impl Into<At<'a>>) -> anyhow::Result<()> {
+        let syncers = self.syncers(from.into(), to.into())?;
+        join_all(syncers.iter().map(|syncer| syncer.cut())).await;
         Ok(())
     }
 
@@ -302,8 +283,10 @@ impl Rig {
     ///
     /// # Errors
     /// When there is no such link.
-    pub fn heal_link(&self, from: &str, to: &str) -> anyhow::Result<()> {
-        self.syncer(from, to)?.control().send_modify(LinkControl::heal);
+    pub fn heal_link<'a>(&self, from: impl Into<At<'a>>, to: impl Into<At<'a>>) -> anyhow::Result<()> {
+        for syncer in self.syncers(from.into(), to.into())? {
+            syncer.control().send_modify(LinkControl::heal);
+        }
         Ok(())
     }
 
@@ -311,10 +294,15 @@ impl Rig {
     ///
     /// # Errors
     /// When there is no such link.
-    pub fn delay_link(&self, from: &str, to: &str, delay: Duration) -> anyhow::Result<()> {
-        self.syncer(from, to)?
-            .control()
-            .send_modify(|wanted| wanted.delay = delay);
+    pub fn delay_link<'a>(
+        &self,
+        from: impl Into<At<'a>>,
+        to: impl Into<At<'a>>,
+        delay: Duration,
+    ) -> anyhow::Result<()> {
+        for syncer in self.syncers(from.into(), to.into())? {
+            syncer.control().send_modify(|wanted| wanted.delay = delay);
+        }
         Ok(())
     }
 
@@ -322,34 +310,20 @@ impl Rig {
     ///
     /// # Errors
     /// When there is no such link, or the period is shorter than 2 ms.
-    pub fn flap_link(&self, from: &str, to: &str, period: Duration) -> anyhow::Result<()> {
+    pub fn flap_link<'a>(
+        &self,
+        from: impl Into<At<'a>>,
+        to: impl Into<At<'a>>,
+        period: Duration,
+    ) -> anyhow::Result<()> {
         let half = period / 2;
         anyhow::ensure!(
             half >= Duration::from_millis(1),
             "a period of {period:?} is too short"
         );
-        let control = self.syncer(from, to)?.control().clone();
-        let mut order = 0;
-        control.send_modify(|wanted| {
-            wanted.order += 1;
-            order = wanted.order;
-        });
-        tokio::spawn(async move {
-            let mut turns = tokio::time::interval(half);
-            for turn in 0_u64.. {
-                turns.tick().await;
-                let goes_on = control.send_if_modified(|wanted| {
-                    let mine = wanted.order == order;
-                    if mine {
-                        wanted.cut = turn.is_multiple_of(2);
-                    }
-                    mine
-                });
-                if !goes_on || control.is_closed() {
-                    return;
-                }
-            }
-        });
+        for syncer in self.syncers(from.into(), to.into())? {
+            syncer.flap(half);
+        }
         Ok(())
     }
 }

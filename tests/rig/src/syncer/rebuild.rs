@@ -25,12 +25,12 @@ impl Link {
     /// Where to resume the source's stream; none when a copy is needed.
     pub(super) fn place_to_resume(&self, here: &Books, there: &Books) -> Option<Position> {
         let rebuilt = here.rebuilt.as_ref() == Some(&here.lineage.run);
-        let theirs = there.from.get(&self.to.name);
+        let theirs = there.from.get(&self.to.id);
         if !rebuilt && theirs.is_some_and(|theirs| here.lineage.forgot(theirs)) {
             // The destination has lost writes of its own that the source still has.
             return None;
         }
-        match here.from.get(&self.from.name) {
+        match here.from.get(&self.from.id) {
             Some(position) => there.lineage.resume(position),
             // A source that nobody has written to but its own clients, all of it in its backlog.
             None if there.from.is_empty() && there.lineage.is_whole() => Some(there.lineage.at(0, 0)),
@@ -58,10 +58,10 @@ impl Link {
         }
         let db = stream.skip_to(there.lineage.offset).await?;
         let position = there.lineage.at(there.lineage.offset, db);
-        let own_field = field(&self.from.name);
-        let before = here.from.get(&self.from.name);
-        let own = here.lineage.own_writes_after(there.from.get(&self.to.name));
-        let (from, to) = (&self.from.name, &self.to.name);
+        let own_field = field(&self.from.id);
+        let before = here.from.get(&self.from.id);
+        let own = here.lineage.own_writes_after(there.from.get(&self.to.id));
+        let (from, to) = (&self.from.id, &self.to.id);
         let keys = snapshot.keys.len() / 4;
         match own {
             Some(own) if there.know_all_of(&here, from) => {
@@ -101,22 +101,23 @@ impl Link {
         let answer = stream.psync(Some((&from.0, from.1, from.2))).await?;
         if let Psync::Full { .. } = answer {
             // Cannot be had any more: say so and go on, as nothing would ever get better.
-            tracing::error!(region = self.to.name, "own writes since the last copy are lost");
+            tracing::error!(region = self.to.id, "own writes since the last copy are lost");
             destination.settle(&paid).await?;
             return Ok(());
         }
         while paid.offset < debt.until {
-            let Some(unit) = stream.next_unit()? else {
+            let Some(mut unit) = stream.next_unit()? else {
                 timeout(BACKLOG_PATIENCE, stream.fill())
                     .await
                     .map_err(|_| SyncError::silent("the own stream ended early"))??;
                 continue;
             };
+            self.scope.narrow(&mut unit, true);
             // Messages were heard here when they were published; only data was overwritten.
             let effects: Vec<Effect> = unit
                 .effects
                 .into_iter()
-                .filter(|effect| !is_message(effect))
+                .filter(|effect| !effect.is_message())
                 .collect();
             let after = Position {
                 offset: unit.end,
@@ -129,11 +130,4 @@ impl Link {
         destination.settle(&paid).await?;
         Ok(())
     }
-}
-
-fn is_message(effect: &Effect) -> bool {
-    effect
-        .args
-        .first()
-        .is_some_and(|name| name.eq_ignore_ascii_case(b"publish") || name.eq_ignore_ascii_case(b"spublish"))
 }

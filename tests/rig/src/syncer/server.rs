@@ -19,12 +19,13 @@ use redis::aio::MultiplexedConnection;
 use redis::{Cmd, RedisResult, Value, from_redis_value};
 use tokio::sync::Mutex;
 
-use super::SyncError;
 use super::books::Books;
-use super::position::Position;
-use super::scripts;
+use super::position::{Lineage, Position};
+use super::scope::books_key;
+use super::scripts::{self, BooksOf};
 use super::stream::Effect;
-use crate::endpoint::Endpoint;
+use super::{Side, SyncError};
+use crate::slots::SlotRange;
 
 /// A reply may take as long as a hung or paused server; afterwards the books tell what became of the question.
 const REPLY_PATIENCE: Duration = Duration::from_secs(10);
@@ -51,24 +52,52 @@ pub(super) struct Applied {
 pub(super) struct Server {
     connection: MultiplexedConnection,
     refusals: RefusalLock,
+    books_of: BooksOf,
 }
 
 impl Server {
-    pub(super) async fn connect(endpoint: &Endpoint, refusals: RefusalLock) -> Result<Self, SyncError> {
-        let mut connection = endpoint.connect(CONNECT_PATIENCE).await?;
+    pub(super) async fn connect(side: &Side, books_of: &BooksOf) -> Result<Self, SyncError> {
+        let mut connection = side.endpoint.connect(CONNECT_PATIENCE).await?;
         connection.set_response_timeout(REPLY_PATIENCE);
-        Ok(Self { connection, refusals })
+        Ok(Self {
+            connection,
+            refusals: Arc::clone(&side.refusals),
+            books_of: books_of.clone(),
+        })
+    }
+
+    /// EVAL_RO: also answered while writes are paused.
+    fn read_only(&self, script: &str) -> Cmd {
+        self.books_of.eval("EVAL_RO", None, script)
+    }
+
+    fn eval(&self, flags: Option<&str>, script: &str, args: &[Vec<u8>]) -> Cmd {
+        let mut eval = self.books_of.eval("EVAL", flags, script);
+        eval.arg(args);
+        eval
     }
 
     pub(super) async fn books(&mut self) -> Result<Books, SyncError> {
-        let (info, hash) = read_only(scripts::BOOKS)
+        let (info, hash) = self
+            .read_only(scripts::BOOKS)
             .query_async::<(String, BTreeMap<String, String>)>(&mut self.connection)
             .await?;
         Books::read(&info, &hash)
     }
 
+    /// The server's stream, whoever owns the cell.
+    pub(super) async fn lineage(&mut self) -> Result<Lineage, SyncError> {
+        let info: String = redis::cmd("INFO")
+            .arg("server")
+            .arg("replication")
+            .query_async(&mut self.connection)
+            .await?;
+        Lineage::parse(&info).ok_or_else(|| SyncError::Protocol("INFO lacks what is needed".to_owned()))
+    }
+
     pub(super) async fn snapshot(&mut self) -> Result<Snapshot, SyncError> {
-        let (info, hash, keys) = read_only(scripts::SNAPSHOT)
+        let (info, hash, keys) = self
+            .read_only(scripts::SNAPSHOT)
             .query_async::<(String, BTreeMap<String, String>, Vec<Vec<u8>>)>(&mut self.connection)
             .await?;
         Ok(Snapshot {
@@ -135,16 +164,28 @@ impl Server {
         self.run(scripts::SETTLE, &[debt.to_string().into()]).await
     }
 
+    /// Writes the same books for each of these parts of the cell.
+    pub(super) async fn split(&mut self, parts: &[SlotRange]) -> Result<Applied, SyncError> {
+        let keys: Vec<Vec<u8>> = parts.iter().map(|&part| books_key(part).into()).collect();
+        self.run(scripts::SPLIT, &keys).await
+    }
+
+    /// Strikes a source from the books.
+    pub(super) async fn forget(&mut self, field: &str) -> Result<Applied, SyncError> {
+        self.run(scripts::FORGET, &[field.into()]).await
+    }
+
     async fn run(&mut self, script: &str, args: &[Vec<u8>]) -> Result<Applied, SyncError> {
-        let value = match eval(script, args)
+        let value = match self
+            .eval(None, script, args)
             .query_async::<Value>(&mut self.connection)
             .await
         {
             Ok(value) => value,
             Err(refused) => match refused.code() {
                 Some("OOM") => {
-                    let allowed = format!("#!lua flags=allow-oom\n{script}");
-                    eval(&allowed, args).query_async(&mut self.connection).await?
+                    let allowed = self.eval(Some("allow-oom,allow-cross-slot-keys"), script, args);
+                    allowed.query_async(&mut self.connection).await?
                 }
                 Some("NOREPLICAS") => {
                     self.run_without("min-replicas-to-write", "0", script, args)
@@ -179,7 +220,7 @@ impl Server {
         let (_, value, _): (Value, Value, Value) = redis::pipe()
             .atomic()
             .add_command(set(lenient))
-            .add_command(eval(script, args))
+            .add_command(self.eval(None, script, args))
             .add_command(set(&strict))
             .query_async(&mut self.connection)
             .await?;
@@ -192,19 +233,6 @@ fn guard(field: &str, before: Option<&Position>) -> Vec<Vec<u8>> {
         field.into(),
         before.map(ToString::to_string).unwrap_or_default().into(),
     ]
-}
-
-/// EVAL_RO: also answered while writes are paused.
-fn read_only(script: &str) -> Cmd {
-    let mut command = redis::cmd("EVAL_RO");
-    command.arg(script).arg(0);
-    command
-}
-
-fn eval(script: &str, args: &[Vec<u8>]) -> Cmd {
-    let mut command = redis::cmd("EVAL");
-    command.arg(script).arg(0).arg(args);
-    command
 }
 
 fn verdict(value: Value) -> Result<Applied, SyncError> {

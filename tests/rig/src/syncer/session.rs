@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::books::{Books, field};
 use super::position::Position;
 use super::server::{Applied, Server};
 use super::stream::{Effect, Psync, SourceStream, Unit};
-use super::{Link, SyncError, SyncerState};
+use super::tape::Message;
+use super::{Link, LinkControl, SyncError, SyncerState};
 
 /// A source hears from us this often (as a replica of its own would tell it).
 const ACK_EVERY: Duration = Duration::from_millis(500);
@@ -54,7 +56,7 @@ impl Link {
         let mut wanted = self.wanted.clone();
         let attached = tokio::select! {
             attached = self.attach() => attached,
-            _ = wanted.wait_for(|wanted| wanted.cut) => return SyncError::Cut,
+            _ = wanted.wait_for(LinkControl::stopped) => return SyncError::Cut,
         };
         let attached = match attached {
             Ok(attached) => attached,
@@ -69,13 +71,13 @@ impl Link {
     /// Connects to both and finds the place from which to go on; copies first where there is none.
     async fn attach(&self) -> Result<Attached, SyncError> {
         let canary = self.to.endpoint.dial().await.map_err(SyncError::Destination)?;
-        let mut destination = Server::connect(&self.to.endpoint, self.to.refusals.clone()).await?;
+        let mut destination = Server::connect(&self.to, &self.books_of).await?;
         let mut here = destination.books().await?;
         if here.debt.is_some() {
             self.pay_debt(&mut destination, &here).await?;
             here = destination.books().await?;
         }
-        let mut source = Server::connect(&self.from.endpoint, self.from.refusals.clone()).await?;
+        let mut source = Server::connect(&self.from, &self.books_of).await?;
         let there = source.books().await?;
         self.restore_flushed_books(&mut destination, &mut here).await?;
 
@@ -92,12 +94,12 @@ impl Link {
                     run: there.lineage.run,
                     ..place
                 };
-                Outbox::new(place, here.from.remove(&self.from.name))
+                Outbox::new(place, here.from.remove(&self.from.id))
             }
             (Psync::Full { id, offset }, _) => {
                 self.progress.send_modify(|status| status.full_resyncs += 1);
                 self.set_state(SyncerState::Copying);
-                tracing::info!(from = self.from.name, to = self.to.name, id, offset, "copying");
+                tracing::info!(from = self.from.id, to = self.to.id, id, offset, "copying");
                 let place = self.copy(&mut stream, &mut source, &mut destination, &id).await?;
                 Outbox::new(place.clone(), Some(place))
             }
@@ -125,11 +127,11 @@ impl Link {
         let Some(seen) = self.seen.as_ref().filter(|seen| seen.run == here.lineage.run) else {
             return Ok(());
         };
-        if !here.from.contains_key(&self.from.name) && here.rebuilt.is_none() {
+        if !here.from.contains_key(&self.from.id) && here.rebuilt.is_none() {
             destination
-                .apply(&field(&self.from.name), None, &seen.position, &[])
+                .apply(&field(&self.from.id), None, &seen.position, &[])
                 .await?;
-            here.from.insert(self.from.name.clone(), seen.position.clone());
+            here.from.insert(self.from.id.clone(), seen.position.clone());
         }
         Ok(())
     }
@@ -142,21 +144,31 @@ impl Link {
             run,
             mut outbox,
         } = attached;
-        let books_field = field(&self.from.name);
+        let books_field = field(&self.from.id);
         let mut in_flight: Option<InFlight> = None;
         let mut acks = interval(ACK_EVERY);
         acks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
         let mut wanted = self.wanted.clone();
         let mut link = *wanted.borrow_and_update();
-        if link.cut {
+        if link.stopped() {
             return Err(SyncError::Cut);
         }
+        // How far the stream and the tape have been read; what is due goes further.
+        let (mut reached, mut played) = (outbox.acked.clone(), self.played);
+        let mut tape = self.from.tape.as_ref().map(|tape| tape.end());
         self.record(&run, &outbox);
         self.set_state(SyncerState::Streaming);
         loop {
-            while let Some(unit) = stream.next_unit()? {
+            while let Some(mut unit) = stream.next_unit()? {
+                (reached.offset, reached.db) = (unit.end, unit.db);
+                self.scope.narrow(&mut unit, link.rest);
                 outbox.push(unit, Instant::now());
+            }
+            while let Some(message) = self.next_message(played, &reached) {
+                played = message.number + 1;
+                let hears = self.scope.hears(&message, link.rest);
+                outbox.push(Unit::message(message, hears, &reached), Instant::now());
             }
             if in_flight.is_none()
                 && let Some(batch) = outbox.take_due(Instant::now(), link.delay)
@@ -169,6 +181,8 @@ impl Link {
                         .await
                 }));
             }
+            // What is sent is played. Rather lost than twice: what becomes of a batch may stay unknown.
+            self.played = outbox.played.unwrap_or(self.played);
             if outbox.ack_owed() {
                 stream.ack(outbox.acked.offset).await?;
             }
@@ -189,6 +203,7 @@ impl Link {
                     outbox.done();
                 }
                 () = until(due) => {}
+                () = more(&mut tape) => {}
                 _ = canary.read_u8() => return Err(SyncError::Destination(std::io::ErrorKind::UnexpectedEof.into())),
                 _ = acks.tick() => {
                     if heard.elapsed() > SOURCE_SILENCE {
@@ -198,7 +213,7 @@ impl Link {
                 }
                 changed = wanted.changed() => {
                     link = *wanted.borrow_and_update();
-                    if changed.is_err() || link.cut {
+                    if changed.is_err() || link.stopped() {
                         if in_flight.is_some()
                             && let Ok(Ok(applied)) = timeout(LAST_BATCH, finish(&mut in_flight)).await
                         {
@@ -213,11 +228,20 @@ impl Link {
         }
     }
 
+    /// The next message of the source's tape, once the stream is read as far as when it was published.
+    fn next_message(&self, number: u64, reached: &Position) -> Option<Message> {
+        let message = self.from.tape.as_ref()?.from(number)?;
+        message.is_due(reached).then_some(message)
+    }
+
     fn record(&mut self, run: &str, outbox: &Outbox) {
         let same = self
             .seen
             .as_ref()
             .is_some_and(|seen| seen.position == outbox.acked && seen.run == run);
+        if self.progress.borrow().messages != self.played {
+            self.progress.send_modify(|status| status.messages = self.played);
+        }
         if !same {
             self.seen = Some(Seen {
                 run: run.to_owned(),
@@ -235,7 +259,7 @@ impl Link {
         let refused: u64 = outbox.sent.as_ref().map_or(0, |sent| sent.refused);
         let count: usize = outbox.sent.as_ref().map_or(0, |sent| sent.effects);
         if applied.failed + refused > 0 {
-            let (from, to) = (&self.from.name, &self.to.name);
+            let (from, to) = (&self.from.id, &self.to.id);
             tracing::warn!(
                 from,
                 to,
@@ -262,6 +286,16 @@ async fn finish(in_flight: &mut Option<InFlight>) -> Result<Applied, SyncError> 
     }
 }
 
+async fn more(tape: &mut Option<watch::Receiver<u64>>) {
+    if let Some(end) = tape
+        && end.changed().await.is_ok()
+    {
+        return;
+    }
+    // No tape, or one that has ended: nothing more comes.
+    pending::<()>().await;
+}
+
 async fn until(due: Option<Instant>) {
     match due {
         Some(due) => sleep_until(due).await,
@@ -282,6 +316,8 @@ struct Outbox {
     recorded: Option<Position>,
     /// The source waits to hear that we are here.
     ack_wanted_at: Option<u64>,
+    /// The number after that of the last message of the tape that was taken out.
+    played: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -306,6 +342,7 @@ impl Outbox {
             acked,
             recorded,
             ack_wanted_at: None,
+            played: None,
         }
     }
 
@@ -339,6 +376,7 @@ impl Outbox {
             self.bytes -= weight(&unit);
             bytes += weight(&unit);
             refused += unit.refused;
+            self.played = unit.message.map(|number| number + 1).or(self.played);
             (after.offset, after.db) = (unit.end, unit.db);
             effects.extend(unit.effects);
         }

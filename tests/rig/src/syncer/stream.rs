@@ -14,15 +14,14 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::SyncError;
+use super::position::Position;
+use super::tape::Message;
 use super::wide;
 use crate::endpoint::Endpoint;
+use crate::resp::take_command;
 
 /// The source must answer the handshake within this; an RDB must at least begin within it.
 const HANDSHAKE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
-/// Largest bulk string of the stream that is believed (Redis' own limit, `proto-max-bulk-len`).
-const MAX_BULK: usize = 512 << 20;
-/// Most arguments of one command that are believed.
-const MAX_ARGS: usize = 1 << 20;
 
 /// What the source said to PSYNC.
 #[derive(Debug, PartialEq, Eq)]
@@ -40,6 +39,19 @@ pub(super) struct Effect {
     pub(super) args: Vec<Bytes>,
 }
 
+impl Effect {
+    /// Whether it is this command, given in lower case.
+    pub(super) fn is_named(&self, command: &[u8]) -> bool {
+        self.args
+            .first()
+            .is_some_and(|name| name.eq_ignore_ascii_case(command))
+    }
+
+    pub(super) fn is_message(&self) -> bool {
+        self.is_named(b"publish") || self.is_named(b"spublish")
+    }
+}
+
 /// What is applied all or nothing: one command, or one transaction. Without effects it only moves the offset.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Unit {
@@ -52,6 +64,21 @@ pub(super) struct Unit {
     pub(super) wants_ack: bool,
     /// Effects that cannot be applied through a script.
     pub(super) refused: u64,
+    /// It is this message of a tape, and no part of the stream.
+    pub(super) message: Option<u64>,
+}
+
+impl Unit {
+    /// A message that is due where the stream has reached; without effect when somebody else `hears` it.
+    pub(super) fn message(message: Message, hears: bool, reached: &Position) -> Self {
+        Self {
+            message: Some(message.number),
+            effects: if hears { vec![message.effect] } else { Vec::new() },
+            end: reached.offset,
+            db: reached.db,
+            ..Self::default()
+        }
+    }
 }
 
 /// Turns bytes into units. Pure: it has no socket.
@@ -128,54 +155,6 @@ impl Parser {
         }
         Ok(Some(unit))
     }
-}
-
-/// Takes one `*n` array of bulk strings off the front, if it is all there.
-fn take_command(buffer: &mut BytesMut) -> Result<Option<Vec<Bytes>>, SyncError> {
-    let mut at = 0;
-    let Some(count) = number(buffer, &mut at, b'*', MAX_ARGS)? else {
-        return Ok(None);
-    };
-    let mut spans = Vec::with_capacity(count.min(1024));
-    for _ in 0..count {
-        let Some(length) = number(buffer, &mut at, b'$', MAX_BULK)? else {
-            return Ok(None);
-        };
-        if buffer.len() < at + length + 2 {
-            return Ok(None);
-        }
-        spans.push(at..at + length);
-        at += length + 2;
-    }
-    let bytes = buffer.split_to(at).freeze();
-    Ok(Some(spans.into_iter().map(|span| bytes.slice(span)).collect()))
-}
-
-/// Reads `<mark><digits>\r\n` at `at` and moves past it.
-fn number(buffer: &[u8], at: &mut usize, mark: u8, most: usize) -> Result<Option<usize>, SyncError> {
-    let rest = &buffer[*at..];
-    let Some(&first) = rest.first() else {
-        return Ok(None);
-    };
-    let line_end = rest.iter().take(24).position(|&byte| byte == b'\n');
-    let bad = || {
-        let head = String::from_utf8_lossy(&rest[..rest.len().min(24)]).into_owned();
-        SyncError::Protocol(format!(
-            "expected {} and a number in the stream, found {head:?}",
-            mark as char
-        ))
-    };
-    if first != mark || (line_end.is_none() && rest.len() >= 24) {
-        return Err(bad());
-    }
-    let Some(line_end) = line_end else { return Ok(None) };
-    let value: usize = rest[1..line_end]
-        .strip_suffix(b"\r")
-        .and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok())
-        .filter(|&value| value <= most)
-        .ok_or_else(bad)?;
-    *at += line_end + 1;
-    Ok(Some(value))
 }
 
 /// The connection to a source.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{FromRedisValue, RedisResult, Value};
-use rig::{Endpoint, Rig, RigOptions};
+use rig::{Endpoint, Rig, RigOptions, SlotRange};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -81,6 +81,14 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: 
     }
 }
 
+/// A key or channel of these slots.
+pub(crate) fn name_in(slots: SlotRange) -> String {
+    (0..)
+        .map(|n| format!("beat:{n}"))
+        .find(|name| slots.contains(rig::slot(name.as_bytes())))
+        .expect("there are names for every slot")
+}
+
 /// A bare connection, for what a client library would hide.
 pub(crate) struct Raw {
     stream: TcpStream,
@@ -133,14 +141,32 @@ impl Raw {
     }
 }
 
+/// An array of texts and numbers, without the lengths.
+pub(crate) async fn frame(raw: &mut Raw) -> Vec<String> {
+    let head = raw.line(PATIENCE).await.unwrap().expect("an answer");
+    let count: usize = head.trim_start_matches(['*', '>']).parse().expect("an array");
+    let mut words = Vec::new();
+    for _ in 0..count {
+        let line = raw.line(PATIENCE).await.unwrap().expect("an element");
+        words.push(if line.starts_with('$') {
+            raw.line(PATIENCE).await.unwrap().expect("a text")
+        } else {
+            line
+        });
+    }
+    words
+}
+
 /// A subscriber on the server itself, and the messages it hears, in order, each with its moment.
 pub(crate) struct Ear(Raw);
 
 impl Ear {
     pub(crate) async fn open(rig: &Rig, region: &str, channel: &str) -> Self {
-        let mut raw = Raw::connect(rig.region(region).direct_addr())
-            .await
-            .expect("connects");
+        Self::open_at(rig.region(region).direct_addr(), channel).await
+    }
+
+    pub(crate) async fn open_at(addr: std::net::SocketAddr, channel: &str) -> Self {
+        let mut raw = Raw::connect(addr).await.expect("connects");
         assert_eq!(raw.ask(&format!("SUBSCRIBE {channel}")).await, "*3");
         for _ in 0..5 {
             raw.line(PATIENCE)

@@ -91,7 +91,7 @@ fn garbage_is_an_error_and_not_a_wait() {
         parser.buffer.extend_from_slice(garbage.as_bytes());
         let found = parser.next_unit();
         assert!(
-            matches!(found, Err(SyncError::Protocol(_))),
+            matches!(found, Err(SyncError::Stream(_))),
             "{garbage:?} gave {found:?}"
         );
     }

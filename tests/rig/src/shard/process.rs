@@ -1,6 +1,6 @@
-//! The `redis-server` process of one region: started, signalled, reaped. It owns the child and its data directory.
+//! The `redis-server` process of one shard: started, signalled, reaped. It owns the child and its data directory.
 //!
-//! It never decides when: that is the region's and the faults' business. Three things make it dependable:
+//! It never decides when: that is the shard's and the faults' business. Three things make it dependable:
 //! 1. The port is held by a bound socket that never listens, for as long as the rig lives. Nobody else can be given
 //!    the port while the server is down, and connecting to it meanwhile is refused, as it should be.
 //! 2. Children are started by one thread that lives as long as the process. `setpriv --pdeathsig KILL` (where it
@@ -23,6 +23,8 @@ use crate::endpoint::Endpoint;
 
 /// How long a server may take to answer after its start, loading aside.
 const START_PATIENCE: Duration = Duration::from_secs(20);
+/// A cluster's node that is silent for so long is taken for dead by the others.
+const CLUSTER_NODE_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// A port of 127.0.0.1 that stays ours while others may listen on it by agreement (`SO_REUSEADDR`).
 #[derive(Debug)]
@@ -67,7 +69,7 @@ pub(crate) enum Boot {
     Saved(Vec<String>),
 }
 
-/// One region's server, running or not.
+/// One shard's server, running or not.
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Option<Child>,
@@ -78,7 +80,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) fn new(name: &str, password: Option<String>, extra: Vec<String>) -> anyhow::Result<Self> {
+    pub(crate) fn new(name: &str, password: Option<String>) -> anyhow::Result<Self> {
         let place = std::env::temp_dir();
         // A unix socket's path has 107 bytes at most; a deep TMPDIR leaves too few.
         let place = if place.as_os_str().len() > 60 {
@@ -87,7 +89,7 @@ impl Process {
             place
         };
         let dir = tempfile::Builder::new()
-            .prefix(&format!("rig-{}-", &name[..name.len().min(16)]))
+            .prefix(&format!("rig-{}-", &name[..name.len().min(16)].replace('/', "-")))
             .tempdir_in(&place)
             .with_context(|| format!("{}: cannot make a data directory", place.display()))?;
         Ok(Self {
@@ -95,8 +97,31 @@ impl Process {
             dir,
             port: ReservedPort::take()?,
             password,
-            extra,
+            extra: Vec::new(),
         })
+    }
+
+    /// Makes it a cluster's node, which others reach at `bus`, and which tells clients to come to `announced`.
+    pub(crate) fn join_cluster(&mut self, bus: SocketAddr, announced: SocketAddr) {
+        let words = [
+            ("enabled", "yes".to_owned()),
+            ("require-full-coverage", "no".to_owned()),
+            ("node-timeout", CLUSTER_NODE_TIMEOUT.as_millis().to_string()),
+            // A master that gives its last slot away stays one.
+            ("allow-replica-migration", "no".to_owned()),
+            ("port", bus.port().to_string()),
+            ("announce-bus-port", bus.port().to_string()),
+            ("announce-ip", announced.ip().to_string()),
+            ("announce-port", announced.port().to_string()),
+        ];
+        for (name, value) in words {
+            self.extra.extend([format!("--cluster-{name}"), value]);
+        }
+    }
+
+    /// Adds to its command line.
+    pub(crate) fn arguments(&mut self, more: &[String]) {
+        self.extra.extend_from_slice(more);
     }
 
     pub(crate) fn addr(&self) -> SocketAddr {
