@@ -59,7 +59,6 @@ impl Plane {
                     tls: None,
                     credentials: None,
                 }),
-                topology: Topology::default(),
             })
             .collect();
         let metrics = Metrics::new(&replicas, workers).unwrap();
