@@ -65,7 +65,7 @@ impl Joint {
 
 /// What is sent in the place of a command of which nothing is known to have been applied, whose link was lost.
 pub(crate) fn again(mut command: Command, frame: Bytes) -> Again {
-    match command.part.as_deref() {
+    match command.part() {
         None => Again::This(command, frame),
         Some(Part::Of {
             everywhere: false, ..
@@ -77,11 +77,11 @@ pub(crate) fn again(mut command: Command, frame: Bytes) -> Again {
         Some(Part::Of { .. }) => Again::Unknown(command),
         Some(Part::Scan { original, .. }) => {
             let original = original.clone();
-            command.part = None;
+            command.aside().part = None;
             Again::This(command, original)
         }
         Some(Part::Search(_)) => {
-            command.part = None;
+            command.aside().part = None;
             Again::This(command, frame)
         }
     }

@@ -165,7 +165,7 @@ impl Session {
         let Some(route) = self.worker.route.get().filter(|route| !route.holding) else {
             return Err(Waits::new(command, frame));
         };
-        let own = command.pins || command.opens || st.tx_sent == TxState::Open;
+        let own = command.pins || command.opens() || st.tx_sent == TxState::Open;
         let to = self.destination(st, &route, &command, own);
         match self.dispatch_to(st, &route, to, own, command, frame, seen) {
             // Nobody waits for a replica that only serves reads.
@@ -186,7 +186,7 @@ impl Session {
         route: &Current,
         to: ReplicaId,
         own: bool,
-        command: Command,
+        mut command: Command,
         frame: Frame<'a>,
         seen: Option<Seen>,
     ) -> Result<(), Waits<'a>> {
@@ -207,16 +207,16 @@ impl Session {
                 };
                 let words = step.frame.clone();
                 let original = Bytes::copy_from_slice(frame.bytes());
-                let part = Some(Box::new(Part::Scan { step, original }));
-                self.send(st, &link, Command { part, ..command }, Frame::Borrowed(&words));
+                command.aside().part = Some(Part::Scan { step, original });
+                self.send(st, &link, command, Frame::Borrowed(&words));
                 Ok(())
             }
             Way::Search(place, asked) => {
                 let Some(link) = self.idle_shared(st, place) else {
                     return Err(Waits::new(command, frame));
                 };
-                let part = Some(Box::new(Part::Search(asked)));
-                self.send(st, &link, Command { part, ..command }, frame);
+                command.aside().part = Some(Part::Search(asked));
+                self.send(st, &link, command, frame);
                 Ok(())
             }
         }
@@ -235,7 +235,7 @@ impl Session {
 
     /// Where a command goes if it goes to the replica `to`.
     fn way(&self, st: &State, to: ReplicaId, command: &Command, frame: &[u8], seen: Option<Seen>) -> Way {
-        let detour = command.detour.and_then(|detour| detour.place);
+        let detour = command.detour().and_then(|detour| detour.place);
         if let Some(place) = detour.filter(|place| place.replica == to) {
             return Way::To(Some(place));
         }
@@ -246,7 +246,7 @@ impl Session {
         let Some((info, request)) = seen.or_else(|| classify::look(frame)) else {
             return Way::To(None);
         };
-        if matches!(command.change.as_deref(), Some(Change::Tracking(Some(_)))) {
+        if matches!(command.change(), Some(Change::Tracking(Some(_)))) {
             return Way::Answer(Bytes::from_static(TRACKING));
         }
         let its_slot = || match slots(info?, frame, &request) {
@@ -259,7 +259,7 @@ impl Session {
                 .unwrap_or_else(|| topology.shard(to, shard))
         };
         let plan = router.plan(info, frame, &request);
-        if command.opens || st.tx_sent == TxState::Open {
+        if command.opens() || st.tx_sent == TxState::Open {
             // The server of its first key has the whole transaction, and says what it takes.
             return Way::To(match plan {
                 Plan::One(at) => Some(shard(at)),
@@ -307,7 +307,7 @@ impl Session {
             }
             Plan::Scan(step) => Way::Scan(topology.shard(to, step.shard), step),
             Plan::UntilFound => {
-                let asked = match command.part.as_deref() {
+                let asked = match command.part() {
                     Some(Part::Search(asked)) => *asked,
                     _ => 0,
                 };
@@ -341,7 +341,7 @@ impl Session {
         };
         match link {
             Ok(link) if link.takes_commands() && st.may_send(&link, &command) => {
-                if command.opens || st.keyless.is_some() {
+                if command.opens() || st.keyless.is_some() {
                     Self::note_keyless(st, &command, frame.bytes(), place.is_some());
                 }
                 self.send(st, &link, command, frame);
@@ -369,7 +369,7 @@ impl Session {
             }
             let here = place.is_none_or(|place| place == link.place);
             let fits = here || st.tx_sent.pins() && st.keyless.is_none();
-            if fits && !command.opens {
+            if fits && !command.opens() {
                 return Ok(link);
             }
             if !link.is_idle() || link.phase() != Phase::Ready {
@@ -394,7 +394,7 @@ impl Session {
             return Err(None);
         }
         let place = place.unwrap_or_else(|| self.listens_at(st, route.write));
-        let then = command.opens.then(Step::multi);
+        let then = command.opens().then(Step::multi);
         st.link = self.get_own(st, place, then.into_iter().collect());
         st.link.clone().ok_or(None)
     }
@@ -420,7 +420,7 @@ impl Session {
 
     /// Notes what is said of an open transaction until it has a key.
     fn note_keyless(st: &mut State, command: &Command, frame: &[u8], keyed: bool) {
-        if command.opens {
+        if command.opens() {
             st.keyless = Some(Vec::new());
         }
         let ends = matches!(command.tx, Tx::Exec | Tx::Discard | Tx::Reset);
@@ -522,12 +522,12 @@ impl Session {
                 number,
                 everywhere: words.is_none(),
             };
-            let command = Command {
+            let mut command = Command {
                 class,
                 script,
-                part: Some(Box::new(part)),
                 ..Command::plain(seq, read)
             };
+            command.aside().part = Some(part);
             self.send(
                 st,
                 link,
@@ -546,7 +546,7 @@ impl Session {
         mut command: Command,
         frame: &[u8],
     ) {
-        if let Some(change) = command.change.take()
+        if let Some(change) = command.take_change()
             && !frame.starts_with(b"-")
         {
             self.apply(st, link, *change, frame);
@@ -556,7 +556,7 @@ impl Session {
             let topology = self.worker.topology.borrow();
             asked + 1 < topology.nodes(link.replica).len()
         };
-        match command.part.as_deref_mut() {
+        match &mut command.aside().part {
             Some(Part::Search(asked)) if is_nil() && more(*asked) => {
                 *asked += 1;
                 let request = Bytes::from_static(b"*1\r\n$9\r\nRANDOMKEY\r\n");
