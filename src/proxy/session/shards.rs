@@ -80,6 +80,24 @@ impl Session {
         route.is_some_and(|route| topology.router(route.write).is_some())
     }
 
+    /// The link that takes a new command now, for most commands of most sessions; `dispatch` knows the rest.
+    #[inline(never)]
+    pub(super) fn link_to_shard_at_once(
+        self: &Rc<Self>,
+        st: &mut State,
+        command: &Command,
+        (info, request): (Option<&'static CommandInfo>, &Request),
+        frame: &[u8],
+    ) -> Option<Rc<Link>> {
+        let route = self.worker.route.get().filter(|route| !route.holding)?;
+        if command.own || command.aside.is_some() || st.has_own_link() || !self.is_settled(st) {
+            return None;
+        }
+        let to = self.destination(st, &route, command, false);
+        let place = self.worker.topology.borrow().at_once(to, info, frame, request)?;
+        self.link_to(st, &route, command, place)
+    }
+
     /// Sends what waits: see [`Session::advance`].
     pub(super) fn advance_sharded(self: &Rc<Self>) -> usize {
         let mut sent = 0;
@@ -224,7 +242,8 @@ impl Session {
 
     /// Whether all that is on its way went by the layouts that hold now, and nothing of it was sent elsewhere by a node: what
     /// follows must not overtake what has to be sent again.
-    fn is_settled(&self, st: &mut State) -> bool {
+    #[inline]
+    pub(super) fn is_settled(&self, st: &mut State) -> bool {
         let version = self.worker.topology.borrow().version();
         let settled = st.sent.all() == 0 || !st.settling && st.version == version;
         if settled {
