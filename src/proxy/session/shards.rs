@@ -220,7 +220,7 @@ impl Session {
             Way::To(place) => self.send_to(st, route, (to, place), own, command, frame),
             Way::Parts(parts, joiner) => self.send_parts(st, parts, joiner, command, frame),
             Way::Scan(place, step) => {
-                let Some(link) = self.idle_shared(st, place) else {
+                let Some(link) = self.for_part(st, place) else {
                     return Err(Waits::new(command, frame));
                 };
                 let words = step.frame.clone();
@@ -230,7 +230,7 @@ impl Session {
                 Ok(())
             }
             Way::Search(place, asked) => {
-                let Some(link) = self.idle_shared(st, place) else {
+                let Some(link) = self.for_part(st, place) else {
                     return Err(Waits::new(command, frame));
                 };
                 command.aside().part = Some(Part::Search(asked));
@@ -510,12 +510,15 @@ impl Session {
             .unwrap_or_else(|| place(0))
     }
 
-    /// The shared link to a place, if it takes commands and the session's own link has nothing to answer first.
-    fn idle_shared(self: &Rc<Self>, st: &mut State, place: Place) -> Option<Rc<Link>> {
-        if self.own_link(st).is_some_and(|link| !link.is_idle()) {
-            return None;
-        }
-        self.get_shared(st, place).filter(|link| link.takes_commands())
+    /// The link to a place for a command of which other places may have a part. It is the session's own, if that leads there:
+    /// what goes over it later must not overtake. That has to have answered everything, as it may hold what concerns all places.
+    fn for_part(self: &Rc<Self>, st: &mut State, place: Place) -> Option<Rc<Link>> {
+        let link = match self.own_link(st) {
+            Some(own) if !own.is_idle() => return None,
+            Some(own) if own.place == place => own,
+            _ => self.get_shared(st, place)?,
+        };
+        link.takes_commands().then_some(link)
     }
 
     fn send_parts<'a>(
@@ -526,10 +529,7 @@ impl Session {
         command: Command,
         frame: Frame<'a>,
     ) -> Result<(), Waits<'a>> {
-        let links: Option<Vec<_>> = parts
-            .iter()
-            .map(|(place, _)| self.idle_shared(st, *place))
-            .collect();
+        let links: Option<Vec<_>> = parts.iter().map(|(place, _)| self.for_part(st, *place)).collect();
         let Some(links) = links else {
             return Err(Waits::new(command, frame));
         };
