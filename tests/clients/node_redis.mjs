@@ -1,8 +1,8 @@
-// node-redis, unmodified: says what it gets, for `clients.rs` to compare.   node_redis.mjs PORT 2|3
+// node-redis, unmodified: says what it gets, for `clients.rs` to compare.   node_redis.mjs PORT 2|3 [no-…]
 import { createClient, createClientPool, defineScript } from "redis";
-import { say, attempt, until } from "./transcript.mjs";
+import { say, attempt, until, has } from "./transcript.mjs";
 
-const [port, RESP] = process.argv.slice(2).map(Number);
+const [port, RESP] = process.argv.slice(2, 4).map(Number);
 const options = { socket: { host: "127.0.0.1", port }, RESP };
 const scripts = {
   bump: defineScript({
@@ -22,7 +22,6 @@ const open = async (more = {}) => {
 };
 
 const client = await open({ scripts });
-await client.flushAll();
 
 say("set", await client.set("text", "value", { EX: 3600 }));
 say("get", await client.get("text"));
