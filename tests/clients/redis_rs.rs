@@ -22,6 +22,17 @@ pub(crate) fn plain(port: u16, protocol: &str, words: &[&str]) -> RedisResult<St
     let mut c = client.get_connection()?;
     c.set_read_timeout(Some(PATIENCE))?;
     commands(&mut c, &mut say)?;
+    let mut pipe = redis::pipe();
+    for n in 0..100 {
+        pipe.rpush("piped", n).ignore();
+    }
+    say("pipeline", &pipe.llen("piped").query::<Value>(&mut c)?);
+    let transaction = redis::pipe()
+        .atomic()
+        .incr("count", 1)
+        .get("count")
+        .query::<Value>(&mut c)?;
+    say("transaction", &transaction);
     let mut other = client.get_connection()?;
     let mut rounds = 0;
     let watched: Value = redis::transaction(&mut c, &["guarded"], |c, pipe| {
@@ -89,17 +100,6 @@ fn commands(c: &mut impl ConnectionLike, say: Say<'_>) -> RedisResult<()> {
         "unknown",
         &redis::cmd("NOSUCH").query::<Value>(c).map_err(|e| e.to_string()),
     );
-    let mut pipe = redis::pipe();
-    for n in 0..100 {
-        pipe.rpush("piped", n).ignore();
-    }
-    say("pipeline", &pipe.llen("piped").query::<Value>(c)?);
-    let transaction = redis::pipe()
-        .atomic()
-        .incr("count", 1)
-        .get("count")
-        .query::<Value>(c)?;
-    say("transaction", &transaction);
     say(
         "eval",
         &redis::cmd("EVAL")
@@ -177,6 +177,17 @@ fn aio_clustered(
             sum += n.unwrap()?;
         }
         say("at once", &sum);
+        let mut pipe = redis::pipe();
+        for n in 0..100 {
+            pipe.rpush("piped", n).ignore();
+        }
+        say(
+            "pipeline",
+            &pipe.llen("piped").query_async::<Value>(&mut c).await?,
+        );
+        let mut transaction = redis::pipe();
+        transaction.atomic().incr("count", 1).get("count");
+        say("transaction", &transaction.query_async::<Value>(&mut c).await?);
         let Some(mut pushed) = pushed else { return Ok(()) };
         c.subscribe("shared").await?;
         c.psubscribe("sha?ed").await?;
