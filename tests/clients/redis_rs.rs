@@ -9,6 +9,9 @@ use redis::{Commands, ConnectionLike, FromRedisValue, ProtocolVersion, PushInfo,
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// A channel that is heard only through the pattern, at the node that has `news`.
+const SAME_SLOT_AS_NEWS: &str = "ne{news}";
+
 /// Takes a line of the transcript.
 type Say<'a> = &'a mut dyn FnMut(&str, &dyn std::fmt::Debug);
 
@@ -55,12 +58,30 @@ pub(crate) fn plain(port: u16, protocol: &str, words: &[&str]) -> RedisResult<St
         let mut ear = c.as_pubsub();
         ear.subscribe(&["news", "more"])?;
         ear.psubscribe("ne*")?;
+        // The crate does not wait until the last of several is confirmed.
+        let patience = Duration::from_millis(50);
+        ear.set_read_timeout(Some(patience))?;
+        let mut tries = PATIENCE.div_duration_f32(patience) as u32;
+        loop {
+            other.publish::<_, _, ()>(SAME_SLOT_AS_NEWS, "is it heard?")?;
+            match ear.get_message() {
+                Ok(_) => break,
+                Err(error) if error.is_timeout() && tries > 0 => tries -= 1,
+                Err(error) => return Err(error),
+            }
+        }
+        ear.set_read_timeout(Some(PATIENCE))?;
         let receivers: Value = other.publish("news", "text")?;
         if !words.contains(&"no-receivers") {
             say("publish", &receivers);
         }
         for _ in 0..2 {
-            let message = ear.get_message()?;
+            let message = loop {
+                let message = ear.get_message()?;
+                if message.get_channel_name() != SAME_SLOT_AS_NEWS {
+                    break message;
+                }
+            };
             let pattern: Option<String> = message.get_pattern()?;
             say(
                 "heard",

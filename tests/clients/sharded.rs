@@ -3,12 +3,14 @@
 //! clusters, which find their nodes by asking, with a cluster of one node.
 
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use rig::{Rig, RigOptions};
 
 use crate::gate::Gate;
-use crate::resp_server::Server;
+use crate::resp_server::{DEADLINE, Server};
 use crate::{agree, listening, node, redis_py, redis_rs, said};
 
 /// What no sharded replica has: databases other than 0, tracking and MONITOR of all shards in one connection.
@@ -43,10 +45,24 @@ impl World {
         World {
             gate: Gate::start(&format!("url = \"{url}\""), ""),
             plain: listening(),
-            one_node: one_node(),
+            one_node: runtime.block_on(one_node()),
             words: OF_ONE_SERVER.iter().chain(lacks).copied().collect(),
             runtime,
             rig,
+        }
+    }
+
+    /// Clients for clusters are shown no way past Pulsegate.
+    fn shows_only_itself(&self) {
+        let port = self.gate.addr.port();
+        for words in [["CLUSTER", "SLOTS"], ["CLUSTER", "SHARDS"], ["CLUSTER", "NODES"]] {
+            let shown = said(redis_cli(port).args(words));
+            assert!(shown.contains(&port.to_string()), "{words:?}: {shown}");
+            let region = self.rig.region("local");
+            let shards = region.shards().iter().map(|shard| shard.addr());
+            for addr in shards.chain([region.addr()]) {
+                assert!(!shown.contains(&addr.port().to_string()), "{words:?}: {shown}");
+            }
         }
     }
 
@@ -74,7 +90,7 @@ impl World {
 }
 
 /// One server in cluster mode, which has all slots.
-fn one_node() -> (Server, u16) {
+async fn one_node() -> (Server, u16) {
     let free = || TcpListener::bind("127.0.0.1:0").unwrap();
     let (port, bus) = (free(), free());
     let [port, bus] = [port, bus].map(|socket| socket.local_addr().unwrap().port());
@@ -89,13 +105,15 @@ fn one_node() -> (Server, u16) {
     ];
     let announced = ["--cluster-announce-ip", "127.0.0.1"];
     let options: Vec<&str> = options.into_iter().chain(announced).collect();
-    let server = Server::start(std::path::Path::new("redis-server"), &options);
+    let server = Server::start(Path::new("redis-server"), &options);
     cli(port, &["CLUSTER", "ADDSLOTSRANGE", "0", "16383"], "OK");
-    let deadline = std::time::Instant::now() + crate::resp_server::DEADLINE;
-    while !said(redis_cli(port).args(["CLUSTER", "INFO"])).contains("cluster_state:ok") {
-        assert!(std::time::Instant::now() < deadline, "one node becomes a cluster");
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
+    let ready = async {
+        while !said(redis_cli(port).args(["CLUSTER", "INFO"])).contains("cluster_state:ok") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let ready = tokio::time::timeout(DEADLINE, ready).await;
+    ready.expect("one node becomes a cluster");
     (server, port)
 }
 
@@ -133,6 +151,7 @@ fn nodes(world: &World) {
 }
 
 fn redis_rss(world: &World) {
+    world.shows_only_itself();
     for protocol in ["resp2", "resp3"] {
         world.agrees(false, |port, words| {
             redis_rs::plain(port, protocol, words).unwrap()
