@@ -33,6 +33,8 @@ mod rest_server;
 mod scale;
 #[path = "e2e/sessions.rs"]
 mod sessions;
+#[path = "e2e/sharded.rs"]
+mod sharded;
 #[path = "e2e/state.rs"]
 mod state;
 #[path = "e2e/support.rs"]

@@ -39,7 +39,7 @@ use super::recover::TxState;
 use super::split::Written;
 use super::topology::Place;
 use super::upstream::Group;
-use super::worker::Worker;
+use super::worker::{Current, Worker};
 use crate::config::UpstreamMode;
 use crate::metrics::{DisconnectReason, HoldEnd, SessionKind};
 use crate::resp::{self, Request};
@@ -301,14 +301,13 @@ impl Session {
             }
             None => {}
         }
-        let clear = st.tx == TxState::Clear;
-        if let Some(local) = st.tx.step(c.tx) {
-            self.answer_new(st, local.bytes(st.intent.identity.resp3));
+        if c.tx == Tx::Multi && st.tx == TxState::Clear && self.places_transactions() {
+            (st.tx, st.opening) = (TxState::Open, true);
+            self.answer_new(st, b"+OK\r\n");
             return true;
         }
-        if c.tx == Tx::Multi && clear && self.places_transactions() {
-            st.opening = true;
-            self.answer_new(st, b"+OK\r\n");
+        if let Some(local) = st.tx.step(c.tx) {
+            self.answer_new(st, local.bytes(st.intent.identity.resp3));
             return true;
         }
         let sharded = self.worker.sharded.get() || st.opening;
@@ -318,10 +317,12 @@ impl Session {
             Some(Change::Reply(_)) => Frame::Borrowed(REPLY_ON),
             _ => frame,
         };
-        if !sharded
-            && st.limbo.is_empty()
-            && let Some(link) = self.link_at_once(st, &command)
-        {
+        let link = match () {
+            () if !st.limbo.is_empty() => None,
+            () if sharded => self.link_to_shard_at_once(st, &command, (info, request), frame.bytes()),
+            () => self.link_at_once(st, &command),
+        };
+        if let Some(link) = link {
             self.send(st, &link, command, frame);
         } else {
             let seen = sharded.then_some((info, *request));
@@ -366,7 +367,18 @@ impl Session {
     fn link_at_once(self: &Rc<Self>, st: &mut State, command: &Command) -> Option<Rc<Link>> {
         let route = self.worker.route.get().filter(|route| !route.holding)?;
         let to = self.destination(st, &route, command, command.own);
-        let to = Place::endpoint(to);
+        self.link_to(st, &route, command, Place::endpoint(to))
+    }
+
+    /// The link to a place, if it takes the command now.
+    #[inline(always)]
+    fn link_to(
+        self: &Rc<Self>,
+        st: &mut State,
+        route: &Current,
+        command: &Command,
+        to: Place,
+    ) -> Option<Rc<Link>> {
         if st.link.as_ref().is_none_or(|link| link.place != to) {
             if st.has_own_link() || command.own && st.sent.all() > 0 {
                 return None;
@@ -376,7 +388,7 @@ impl Session {
         let link = st.link.as_ref()?;
         let takes = link.takes_commands()
             && !(command.own && link.is_shared())
-            && !self.overtakes(st, &route, command, to.replica)
+            && !self.overtakes(st, route, command, to.replica)
             && st.may_send(link, command);
         takes.then(|| Rc::clone(link))
     }
@@ -425,7 +437,9 @@ impl Session {
             self.worker.touch(self);
             return;
         }
+        let mut asking = false;
         if let Some(aside) = &command.aside {
+            asking = aside.detour.is_some_and(|detour| detour.asking);
             if aside.opens {
                 link.transaction_began();
                 (st.tx_sent, st.tx_answered) = (TxState::Open, TxState::Open);
@@ -462,7 +476,7 @@ impl Session {
         if !command.read {
             st.written.sent(command.seq, &st.pipeline);
         }
-        if command.detour().is_some_and(|detour| detour.asking) {
+        if asking {
             // Nothing comes between it and the command.
             link.say(vec![Step::may(&[b"ASKING"])]);
         }

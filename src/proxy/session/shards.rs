@@ -80,6 +80,24 @@ impl Session {
         route.is_some_and(|route| topology.router(route.write).is_some())
     }
 
+    /// The link that takes a new command now, for most commands of most sessions; `dispatch` knows the rest.
+    #[inline(never)]
+    pub(super) fn link_to_shard_at_once(
+        self: &Rc<Self>,
+        st: &mut State,
+        command: &Command,
+        (info, request): (Option<&'static CommandInfo>, &Request),
+        frame: &[u8],
+    ) -> Option<Rc<Link>> {
+        let route = self.worker.route.get().filter(|route| !route.holding)?;
+        if command.own || command.aside.is_some() || st.has_own_link() || !self.is_settled(st) {
+            return None;
+        }
+        let to = self.destination(st, &route, command, false);
+        let place = self.worker.topology.borrow().at_once(to, info, frame, request)?;
+        self.link_to(st, &route, command, place)
+    }
+
     /// Sends what waits: see [`Session::advance`].
     pub(super) fn advance_sharded(self: &Rc<Self>) -> usize {
         let mut sent = 0;
@@ -202,7 +220,7 @@ impl Session {
             Way::To(place) => self.send_to(st, route, (to, place), own, command, frame),
             Way::Parts(parts, joiner) => self.send_parts(st, parts, joiner, command, frame),
             Way::Scan(place, step) => {
-                let Some(link) = self.idle_shared(st, place) else {
+                let Some(link) = self.for_part(st, place) else {
                     return Err(Waits::new(command, frame));
                 };
                 let words = step.frame.clone();
@@ -212,7 +230,7 @@ impl Session {
                 Ok(())
             }
             Way::Search(place, asked) => {
-                let Some(link) = self.idle_shared(st, place) else {
+                let Some(link) = self.for_part(st, place) else {
                     return Err(Waits::new(command, frame));
                 };
                 command.aside().part = Some(Part::Search(asked));
@@ -224,7 +242,8 @@ impl Session {
 
     /// Whether all that is on its way went by the layouts that hold now, and nothing of it was sent elsewhere by a node: what
     /// follows must not overtake what has to be sent again.
-    fn is_settled(&self, st: &mut State) -> bool {
+    #[inline]
+    pub(super) fn is_settled(&self, st: &mut State) -> bool {
         let version = self.worker.topology.borrow().version();
         let settled = st.sent.all() == 0 || !st.settling && st.version == version;
         if settled {
@@ -491,12 +510,15 @@ impl Session {
             .unwrap_or_else(|| place(0))
     }
 
-    /// The shared link to a place, if it takes commands and the session's own link has nothing to answer first.
-    fn idle_shared(self: &Rc<Self>, st: &mut State, place: Place) -> Option<Rc<Link>> {
-        if self.own_link(st).is_some_and(|link| !link.is_idle()) {
-            return None;
-        }
-        self.get_shared(st, place).filter(|link| link.takes_commands())
+    /// The link to a place for a command of which other places may have a part. It is the session's own, if that leads there:
+    /// what goes over it later must not overtake. That has to have answered everything, as it may hold what concerns all places.
+    fn for_part(self: &Rc<Self>, st: &mut State, place: Place) -> Option<Rc<Link>> {
+        let link = match self.own_link(st) {
+            Some(own) if !own.is_idle() => return None,
+            Some(own) if own.place == place => own,
+            _ => self.get_shared(st, place)?,
+        };
+        link.takes_commands().then_some(link)
     }
 
     fn send_parts<'a>(
@@ -507,10 +529,7 @@ impl Session {
         command: Command,
         frame: Frame<'a>,
     ) -> Result<(), Waits<'a>> {
-        let links: Option<Vec<_>> = parts
-            .iter()
-            .map(|(place, _)| self.idle_shared(st, *place))
-            .collect();
+        let links: Option<Vec<_>> = parts.iter().map(|(place, _)| self.for_part(st, *place)).collect();
         let Some(links) = links else {
             return Err(Waits::new(command, frame));
         };
