@@ -13,6 +13,7 @@ mod event;
 mod evidence;
 mod failback;
 mod failover;
+mod faults;
 mod fitness;
 mod health;
 mod invariants;
@@ -38,5 +39,6 @@ mod windows;
 
 pub use engine::{Engine, Member};
 pub use event::*;
+pub use faults::Fault;
 pub use policy::*;
 pub use snapshot::*;

@@ -15,6 +15,7 @@ use super::event::{
 };
 use super::evidence::{Beat, Evidence};
 use super::failback::Failback;
+use super::faults::Fault;
 use super::fitness::{Ground, Matrix, Reading};
 use super::health::{Secs, Standing, judge, silent_at};
 use super::links::{Change, Heard, Links};
@@ -68,6 +69,8 @@ pub struct Engine {
     /// The layouts that evidence is kept by.
     pub(super) map: CellMap,
     pub(super) links: Links,
+    /// What is broken, and since when, in the order in which it was noticed.
+    pub(super) faults: Vec<(Fault, Moment)>,
     pub(super) tilt: Option<Tilt>,
     /// Of the newest route; 0 before the first.
     pub(super) epoch: u64,
@@ -142,6 +145,7 @@ impl Engine {
             replicas: replicas.collect(),
             links: Links::new(&map, policy.lag_tolerance, born),
             map,
+            faults: Vec::new(),
             pinned: pinned.filter(|pin| pin.index() < members.len()),
             policy,
             windows,
@@ -342,6 +346,7 @@ impl Engine {
             self.tell_link(change, now);
         }
         self.refresh_fitness(now);
+        self.refresh_faults(now);
         self.refresh_rest(now);
     }
 
@@ -349,10 +354,17 @@ impl Engine {
     fn compare_round_trips(&mut self) {
         let lives = |state: &ReplicaState| state.standing.answers();
         let slow = |state: &ReplicaState| state.evidence.round_trips.is_slow();
-        let count = self.replicas.iter().filter(|state| lives(state)).count();
-        let all = self.replicas.iter().filter(|state| lives(state)).all(slow);
+        if !self
+            .replicas
+            .iter()
+            .any(|state| slow(state) || state.evidence.slow)
+        {
+            return;
+        }
+        let live = || self.replicas.iter().filter(|state| lives(state));
+        let all = live().count() > 1 && live().all(|state| state.evidence.round_trips.is_doubtful());
         for state in &mut self.replicas {
-            state.evidence.slow = slow(state) && !(all && count > 1);
+            state.evidence.slow = slow(state) && !all;
         }
     }
 

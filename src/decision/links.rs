@@ -39,6 +39,8 @@ pub(super) struct Link {
     pub(super) lagging: bool,
     /// Ages of its heartbeats, as far as they are its own doing.
     ages: Recent,
+    /// When it last went up or down.
+    pub(super) changed: Moment,
     fresh_in_a_row: u32,
     other_side_in_a_row: u32,
     born: Moment,
@@ -56,6 +58,7 @@ impl Link {
             up: None,
             lagging: false,
             ages: Recent::default(),
+            changed: now,
             fresh_in_a_row: 0,
             other_side_in_a_row: 0,
             born: now,
@@ -109,7 +112,11 @@ impl Link {
             }
             _ => {}
         }
-        self.up.filter(|_| self.up != before)
+        let changed = self.up.filter(|_| self.up != before);
+        if changed.is_some() {
+            self.changed = now;
+        }
+        changed
     }
 
     /// Whether it is known that nothing passes.

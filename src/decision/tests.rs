@@ -5,7 +5,10 @@ use std::time::Duration;
 use super::*;
 use crate::replica::{CellId, ReplicaId};
 
+mod faults;
+mod lag;
 mod rest;
+mod staged;
 mod world;
 
 use world::World;

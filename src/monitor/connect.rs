@@ -20,6 +20,9 @@ use crate::dial::{self, DialError, Dialer, Stream};
 /// What `/status` says that such a peer answered with.
 const NO_REDIS: &str = "something that is no Redis reply";
 
+/// How a cluster's node begins the error that says which node has a slot now.
+const MOVED: &str = "MOVED";
+
 /// A failure as evidence, and in words for the log.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Failure {
@@ -51,17 +54,18 @@ impl Failure {
     }
 
     pub(super) fn closed() -> Failure {
-        Failure::dropped("the connection was closed".to_owned())
+        Failure::new(ProbeFailure::Broken, "the connection was closed".to_owned())
     }
 
-    /// An established connection is of no use any more.
-    pub(super) fn dropped(words: String) -> Failure {
-        Failure::new(ProbeFailure::Broken, words)
+    /// The server ended a subscription by itself: the shard is another node's now.
+    pub(super) fn moved_away() -> Failure {
+        let words = "the server ended the subscription to a channel".to_owned();
+        Failure::new(ProbeFailure::Rejected(MOVED.to_owned()), words)
     }
 
     /// Whether a node says that the shard is another's now.
     pub(super) fn is_moved(&self) -> bool {
-        matches!(&self.evidence, ProbeFailure::Rejected(code) if code == "MOVED")
+        matches!(&self.evidence, ProbeFailure::Rejected(code) if code == MOVED)
     }
 
     /// Whether something answered there, though not as it should: to ask again at once would change nothing.

@@ -29,6 +29,9 @@ use crate::replica::{Address, Layout, ReplicaId};
 /// when it is known, as any layout does.
 const START: Duration = Duration::from_millis(500);
 
+/// Longest wait for an ear to confirm new channels: a heartbeat that it misses is missed by nobody else.
+const HEARING: Duration = Duration::from_millis(250);
+
 /// One replica, as the director needs it.
 pub(super) struct Watched {
     pub(super) target: Arc<Target>,
@@ -208,7 +211,6 @@ impl Director {
                     .await;
             }
         };
-        let patience = self.common.pace().answer_timeout;
-        let _ = tokio::time::timeout(START.min(patience), heard).await;
+        let _ = tokio::time::timeout(HEARING, heard).await;
     }
 }

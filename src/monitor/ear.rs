@@ -247,11 +247,10 @@ impl Ear {
             Frame::Confirmed { what, channel } => {
                 match listening.asked.front() {
                     Some(question) if question.is_answered_by(&what, &channel) => listening.answered(),
-                    // A node that has given the slot away ends subscriptions to it.
+                    // A node that has given a slot away ends the subscriptions to it.
                     _ => {
                         self.node.suspect_layout();
-                        let what = String::from_utf8_lossy(&what).into_owned();
-                        return Err(Failure::dropped(format!("the server said {what} by itself")));
+                        return Err(Failure::moved_away());
                     }
                 }
             }

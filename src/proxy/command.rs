@@ -1,8 +1,11 @@
 //! One command on its way: what its reply will look like, and what it means to its session.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 
 use super::intent::Change;
+use super::part::{Detour, Part};
 use super::pipeline::Seq;
 use crate::metrics::Class;
 
@@ -25,6 +28,14 @@ pub(crate) struct Command {
     pub class: Class,
     /// Its part in a transaction.
     pub tx: Tx,
+    /// MULTI was answered before it was known where the transaction is to be: it is said just before this command.
+    pub opens: bool,
+    /// Leaves behind on the connection what Pulsegate does not know how to undo.
+    pub taints: bool,
+    /// What its reply is to the application's command; `None`: the reply.
+    pub part: Option<Box<Part>>,
+    /// A node has sent it elsewhere.
+    pub detour: Option<Detour>,
     /// What it has to do with scripts and functions, which replicas do not tell each other.
     pub script: Option<ScriptUse>,
     /// What a successful reply changes in the session.
@@ -43,6 +54,10 @@ impl Command {
             pins: false,
             class: if read { Class::Read } else { Class::Write },
             tx: Tx::None,
+            opens: false,
+            taints: false,
+            part: None,
+            detour: None,
             script: None,
             change: None,
         }
@@ -59,7 +74,13 @@ impl Command {
 
     /// One reply comes back and it changes nothing: many such commands are one entry of a link.
     pub(crate) fn is_plain(&self) -> bool {
-        self.expect == Expect::Reply && self.tx == Tx::None && self.change.is_none() && !self.pins
+        self.expect == Expect::Reply
+            && self.tx == Tx::None
+            && self.change.is_none()
+            && self.part.is_none()
+            && self.detour.is_none()
+            && !self.pins
+            && !self.opens
     }
 }
 
@@ -151,7 +172,9 @@ pub(crate) struct Held {
     /// Its unchanged bytes.
     pub frame: Bytes,
     /// Since when it is held; `None` while it only waits for the answers to earlier commands.
-    pub since: Option<std::time::Instant>,
+    pub since: Option<Instant>,
+    /// It is not to be sent before.
+    pub not_before: Option<Instant>,
 }
 
 /// A command that a lost link gives back.

@@ -15,8 +15,10 @@
 //! ```
 
 mod place;
+mod redirect;
 mod replies;
 mod sent;
+mod shards;
 mod wait;
 
 use std::cell::{Cell, RefCell};
@@ -31,15 +33,18 @@ use super::client::Writer;
 use super::command::{Command, Expect, Held, Tx};
 use super::intent::{Change, Intent, Step, Subscription};
 use super::link::{End, Frame, Link, OUT_HIGH};
+use super::part::Part;
 use super::pipeline::{Pipeline, Seq, Turn};
 use super::recover::TxState;
 use super::split::Written;
+use super::topology::Place;
 use super::upstream::Group;
 use super::worker::Worker;
 use crate::config::UpstreamMode;
 use crate::metrics::{DisconnectReason, HoldEnd, SessionKind};
 use crate::resp::{self, Request};
 use sent::Sent;
+use shards::Waits;
 
 /// Commands and bytes that one session may have waiting before it stops reading.
 const LIMBO_HIGH: (usize, usize) = (1024, 1024 * 1024);
@@ -110,6 +115,14 @@ struct State {
     skip_next: bool,
     /// A command of the open transaction was refused, so what the link holds of it must go.
     aborting: bool,
+    /// MULTI has been answered, and is said before the next command.
+    opening: bool,
+    /// Of an open transaction that has no key yet: what has been said of it, in case that its first key belongs elsewhere.
+    keyless: Option<Vec<Bytes>>,
+    /// A node has sent a command elsewhere: nothing follows before all that is on its way is answered.
+    settling: bool,
+    /// The layouts that its unanswered commands went by.
+    version: u32,
     /// CLIENT CACHING was the last command sent: it concerns the next one.
     caching: bool,
     /// A part of this reply has been passed on.
@@ -129,6 +142,19 @@ impl State {
     /// Whether the next command needs a link of the session's own, whatever it is.
     fn is_pinned(&self) -> bool {
         self.tainted || self.pins > 0 || self.tx.pins() || self.intent.is_peculiar()
+    }
+
+    /// Puts what waits in the order of the application's commands.
+    fn sort_limbo(&mut self) {
+        let pipeline = &self.pipeline;
+        self.limbo
+            .make_contiguous()
+            .sort_by_key(|held| pipeline.before(held.command.seq));
+    }
+
+    /// Whether its own link stays with it when nothing is unanswered.
+    fn keeps_own(&self) -> bool {
+        self.tainted || self.tx_sent.pins() || self.intent.is_peculiar()
     }
 
     /// Whether its link is its own.
@@ -226,6 +252,10 @@ impl Session {
                 muted: false,
                 skip_next: false,
                 aborting: false,
+                opening: false,
+                keyless: None,
+                settling: false,
+                version: 0,
                 caching: false,
                 streaming: None,
                 reply_len: REPLY_GUESS,
@@ -271,20 +301,35 @@ impl Session {
             }
             None => {}
         }
+        let clear = st.tx == TxState::Clear;
         if let Some(local) = st.tx.step(c.tx) {
             self.answer_new(st, local.bytes(st.intent.identity.resp3));
             return true;
         }
+        if c.tx == Tx::Multi && clear && self.places_transactions() {
+            st.opening = true;
+            self.answer_new(st, b"+OK\r\n");
+            return true;
+        }
+        let sharded = self.worker.sharded.get() || st.opening;
+        let info = c.info;
         let command = self.enlist(st, c);
         let frame = match command.change.as_deref() {
             Some(Change::Reply(_)) => Frame::Borrowed(REPLY_ON),
             _ => frame,
         };
-        if st.limbo.is_empty()
-            && let Some(link) = self.link_at_once(st, &command)
-        {
+        let waits = if !st.limbo.is_empty() {
+            Some((command, frame))
+        } else if sharded {
+            let seen = Some((info, *request));
+            self.dispatch(st, command, frame, seen).err().map(Waits::parts)
+        } else if let Some(link) = self.link_at_once(st, &command) {
             self.send(st, &link, command, frame);
+            None
         } else {
+            Some((command, frame))
+        };
+        if let Some((command, frame)) = waits {
             self.hold(st, command, frame);
             let aborting = std::mem::take(&mut st.aborting)
                 .then(|| st.link.clone())
@@ -305,7 +350,8 @@ impl Session {
     fn link_at_once(self: &Rc<Self>, st: &mut State, command: &Command) -> Option<Rc<Link>> {
         let route = self.worker.route.get().filter(|route| !route.holding)?;
         let to = self.destination(st, &route, command, command.own);
-        if st.link.as_ref().is_none_or(|link| link.replica != to) {
+        let to = Place::endpoint(to);
+        if st.link.as_ref().is_none_or(|link| link.place != to) {
             if st.has_own_link() || command.own && st.sent.all() > 0 {
                 return None;
             }
@@ -314,7 +360,7 @@ impl Session {
         let link = st.link.as_ref()?;
         let takes = link.takes_commands()
             && !(command.own && link.is_shared())
-            && !self.overtakes(st, &route, command, to)
+            && !self.overtakes(st, &route, command, to.replica)
             && st.may_send(link, command);
         takes.then(|| Rc::clone(link))
     }
@@ -322,7 +368,6 @@ impl Session {
     /// Gives a classified command its place.
     fn enlist(&self, st: &mut State, c: Classified) -> Command {
         let own = c.own || self.always_owns() || st.is_pinned();
-        st.tainted |= c.taints;
         // Inside a transaction it does not block.
         let expect = match c.expect {
             Expect::Blocking if st.tx == TxState::Open => Expect::Reply,
@@ -339,6 +384,10 @@ impl Session {
             pins,
             class: c.class,
             tx: c.tx,
+            opens: std::mem::take(&mut st.opening),
+            taints: c.taints,
+            part: None,
+            detour: None,
             script: c.script,
             change: c.change,
         }
@@ -355,7 +404,12 @@ impl Session {
             self.worker.touch(self);
             return;
         }
+        if command.opens {
+            link.transaction_began();
+            (st.tx_sent, st.tx_answered) = (TxState::Open, TxState::Open);
+        }
         let _ = st.tx_sent.step(command.tx);
+        st.tainted |= command.taints;
         let cached = std::mem::replace(&mut st.caching, st.intent.tracks() && is_caching(frame.bytes()));
         st.spoiling |= command.tx == Tx::Reset && self.worker.credentials(link.replica).is_some();
         if command.expect == Expect::Confirmations(0) {
@@ -374,9 +428,12 @@ impl Session {
             }
             // Nothing can be said inside a transaction, nor between CLIENT CACHING and what it means.
             if st.tx_sent != TxState::Open && !cached {
-                let missing = scripts.before(kind, frame.bytes(), link.replica);
+                let missing = scripts.before(kind, frame.bytes(), link.place);
                 link.say(missing.into_iter().map(Step::known).collect());
             }
+        }
+        if command.detour.is_some_and(|detour| detour.asking) {
+            link.say(vec![Step::may(&[b"ASKING"])]);
         }
         if command.expect == Expect::Blocking && is_wait(frame.bytes()) {
             // WAIT is for the writes of its own connection; any command said now makes it wait for all earlier ones.
@@ -394,6 +451,12 @@ impl Session {
     fn answer(&self, st: &mut State, command: &Command, reply: &[u8]) {
         st.pins -= u32::from(command.pins);
         if matches!(command.expect, Expect::Own { .. }) {
+            return;
+        }
+        if let Some(Part::Of { joint, number, .. }) = command.part.as_deref() {
+            if let Some((whole, joined)) = joint.put(*number, reply) {
+                self.answer(st, &whole, &joined);
+            }
             return;
         }
         match st.pipeline.complete(command.seq, 1) {
@@ -448,7 +511,12 @@ impl Session {
         self.set_kind(st, SessionKind::Shared);
         // What the session answered itself (an EXEC after a lost WATCH) may have left something on the connection.
         let clean = (st.tx_sent, st.tx_answered) == Default::default();
-        if std::mem::take(&mut st.spoiled) || !clean || link.has_tracked() {
+        if std::mem::take(&mut st.spoiled)
+            || !clean
+            || link.has_tracked()
+            || link.is_opened()
+            || st.keeps_own()
+        {
             self.worker.condemn_later(Some(link));
         } else {
             self.worker.give_back(link, st.intent.clone());

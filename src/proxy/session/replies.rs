@@ -51,6 +51,10 @@ impl Session {
         let mut state = self.state.borrow_mut();
         let st = &mut *state;
         st.sent.take(link.replica, 1);
+        if command.part.is_some() {
+            self.part_answered(st, link, command, frame);
+            return self.answered(state, link);
+        }
         st.pins -= u32::from(command.pins);
         let skipped = st.pipeline.is_head(command.seq) && !st.muted && std::mem::take(&mut st.skip_next);
         let inside = st.tx_answered == TxState::Open;
@@ -109,7 +113,7 @@ impl Session {
     }
 
     /// After a reply: what it lets go on.
-    fn answered(self: &Rc<Self>, mut state: std::cell::RefMut<'_, State>, link: &Rc<Link>) {
+    pub(super) fn answered(self: &Rc<Self>, mut state: std::cell::RefMut<'_, State>, link: &Rc<Link>) {
         let st = &mut *state;
         if st.streaming.is_some_and(|seq| !st.pipeline.is_head(seq)) {
             st.streaming = None;
@@ -335,14 +339,11 @@ impl Session {
     }
 
     /// The replica has agreed to a change.
-    fn apply(&self, st: &mut State, link: &Link, change: Change, frame: &[u8]) {
+    pub(super) fn apply(&self, st: &mut State, link: &Link, change: Change, frame: &[u8]) {
         match change {
             Change::Subscribe => return confirm(&mut st.intent, frame),
             Change::Script(kind, command) => {
-                self.worker
-                    .scripts
-                    .borrow_mut()
-                    .told(kind, &command, link.replica);
+                self.worker.scripts.borrow_mut().told(kind, &command, link.place);
                 return;
             }
             Change::Reset => {
@@ -417,7 +418,13 @@ fn resync(st: &mut State) {
     if !matches!(st.tx, TxState::Broken(_) | TxState::WatchLost) {
         st.tx = st.tx_answered;
         for held in &st.limbo {
+            if held.command.opens {
+                let _ = st.tx.step(Tx::Multi);
+            }
             let _ = st.tx.step(held.command.tx);
+        }
+        if st.opening {
+            let _ = st.tx.step(Tx::Multi);
         }
     }
 }

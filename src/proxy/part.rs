@@ -1,0 +1,110 @@
+//! Commands whose answer is not one shard's reply as it comes: parts of a request, a step of SCAN, a search over shards; and
+//! those that a node has sent elsewhere.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use super::cluster::{Joiner, Step};
+use super::command::Command;
+use super::topology::Place;
+
+/// What a command's reply is to the application's own command.
+#[derive(Debug)]
+pub(crate) enum Part {
+    /// Reply `number` of several that become one.
+    Of {
+        /// All of them.
+        joint: Rc<Joint>,
+        /// Counted from 0.
+        number: usize,
+        /// Each shard has the same command, whose keys say nothing: a part cannot go to another shard.
+        everywhere: bool,
+    },
+    /// SCAN in one shard's words.
+    Scan {
+        /// Makes the application's reply of the shard's.
+        step: Step,
+        /// The application's own words.
+        original: Bytes,
+    },
+    /// Nil is no answer while there are more shards to ask; so many were asked before.
+    Search(usize),
+}
+
+/// A command that went out in parts.
+#[derive(Debug)]
+pub(crate) struct Joint {
+    joiner: RefCell<Joiner>,
+    /// The application's command; gone once it is answered, or begins anew.
+    whole: RefCell<Option<Command>>,
+}
+
+impl Joint {
+    pub(crate) fn new(joiner: Joiner, whole: Command) -> Rc<Joint> {
+        Rc::new(Joint {
+            joiner: RefCell::new(joiner),
+            whole: RefCell::new(Some(whole)),
+        })
+    }
+
+    /// The reply to one part has come. With the last: the whole command, and the reply to it.
+    pub(crate) fn put(&self, number: usize, reply: &[u8]) -> Option<(Command, Bytes)> {
+        // What begins anew is owed nothing by the parts that are still on their way.
+        self.whole.borrow().as_ref()?;
+        let joined = self.joiner.borrow_mut().put(number, reply)?;
+        Some((self.whole.take()?, joined))
+    }
+
+    /// The whole command, to be sent anew.
+    fn again(&self) -> Option<Command> {
+        self.whole.take()
+    }
+}
+
+/// What is sent in the place of a command of which nothing is known to have been applied, whose link was lost.
+pub(crate) fn again(mut command: Command, frame: Bytes) -> Again {
+    match command.part.as_deref() {
+        None => Again::This(command, frame),
+        Some(Part::Of {
+            everywhere: false, ..
+        }) => Again::This(command, frame),
+        Some(Part::Of { joint, .. }) if command.read => joint
+            .again()
+            .map_or(Again::Nothing, |whole| Again::This(whole, frame)),
+        // Other shards may have carried it out.
+        Some(Part::Of { .. }) => Again::Unknown(command),
+        Some(Part::Scan { original, .. }) => {
+            let original = original.clone();
+            command.part = None;
+            Again::This(command, original)
+        }
+        Some(Part::Search(_)) => {
+            command.part = None;
+            Again::This(command, frame)
+        }
+    }
+}
+
+/// See [`again`].
+#[derive(Debug)]
+pub(crate) enum Again {
+    /// This one.
+    This(Command, Bytes),
+    /// None: what it was a part of begins anew already.
+    Nothing,
+    /// None: its outcome is unknown.
+    Unknown(Command),
+}
+
+/// Where a node has sent a command that it did not carry out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Detour {
+    /// The node to ask; `None`: the one that the layout says.
+    pub place: Option<Place>,
+    /// Only this once: ASKING goes before it.
+    pub asking: bool,
+    /// How often nodes have sent it elsewhere, or put it off.
+    pub times: u16,
+}
