@@ -15,9 +15,22 @@ pub(super) enum Alarm {
     Down,
     Link,
     Unfit,
+    /// A wrong name for what is broken.
+    Named,
     Switch,
     /// Reported only, and no ground to leave; it keeps a failback waiting.
     Suspect,
+}
+
+impl Alarm {
+    pub(super) const ALL: [Alarm; 6] = [
+        Alarm::Down,
+        Alarm::Link,
+        Alarm::Unfit,
+        Alarm::Named,
+        Alarm::Switch,
+        Alarm::Suspect,
+    ];
 }
 
 /// Of one kind of fault.
@@ -44,6 +57,8 @@ pub(super) struct Tally {
     pub(super) beats: u64,
     pub(super) lost: u64,
     pub(super) stalls: u64,
+    /// Alarms for what the network held up for longer than the tolerance, or than answers are waited for.
+    pub(super) held_up: BTreeMap<Alarm, u64>,
     pub(super) called: BTreeMap<Kind, Called>,
     pub(super) alarms: BTreeMap<Alarm, u64>,
     pub(super) examples: Vec<String>,
@@ -93,6 +108,10 @@ impl Tally {
         }
     }
 
+    pub(super) fn held_up(&mut self, alarm: Alarm) {
+        *self.held_up.entry(alarm).or_default() += 1;
+    }
+
     pub(super) fn add(&mut self, seed: u64, other: Tally) {
         self.lived += other.lived;
         self.calls += other.calls;
@@ -109,11 +128,20 @@ impl Tally {
             mine.times.extend(called.times);
             mine.left.extend(called.left);
         }
-        for (alarm, count) in other.alarms {
-            *self.alarms.entry(alarm).or_default() += count;
+        for (mine, theirs) in [
+            (&mut self.alarms, other.alarms),
+            (&mut self.held_up, other.held_up),
+        ] {
+            for (alarm, count) in theirs {
+                *mine.entry(alarm).or_default() += count;
+            }
         }
-        let examples = other.examples.into_iter().map(|story| format!("world {seed}, {story}"));
-        self.examples.extend(examples.take(40_usize.saturating_sub(self.examples.len())));
+        let examples = other
+            .examples
+            .into_iter()
+            .map(|story| format!("world {seed}, {story}"));
+        self.examples
+            .extend(examples.take(40_usize.saturating_sub(self.examples.len())));
     }
 
     pub(super) fn hours(&self) -> f64 {
@@ -126,7 +154,10 @@ impl Tally {
 
     /// Faults that were to be called, and were not, or that the writes stayed with.
     pub(super) fn missed(&self) -> u64 {
-        self.called.values().map(|called| called.missed + called.not_left).sum()
+        self.called
+            .values()
+            .map(|called| called.missed + called.not_left)
+            .sum()
     }
 
     /// For the page.
@@ -138,15 +169,15 @@ impl Tally {
             self.lost as f64 * 100.0 / self.beats.max(1) as f64,
             self.stalls,
         );
-        let _ = writeln!(
-            out,
-            "False alarms: {} replicas down, {} links down, {} unfit, {} switches; {} suspect.\n",
-            self.alarms_of(Alarm::Down),
-            self.alarms_of(Alarm::Link),
-            self.alarms_of(Alarm::Unfit),
-            self.alarms_of(Alarm::Switch),
-            self.alarms_of(Alarm::Suspect),
-        );
+        out.push_str("| | replica down | link down | unfit | wrong name | switch | suspect for a moment |\n|---|---|---|---|---|---|---|\n");
+        for (what, counted) in [
+            ("with nothing wrong", &self.alarms),
+            ("held up by the network beyond a limit", &self.held_up),
+        ] {
+            let counts = Alarm::ALL.map(|alarm| counted.get(&alarm).copied().unwrap_or(0).to_string());
+            let _ = writeln!(out, "| {what} | {} |", counts.join(" | "));
+        }
+        out.push('\n');
         out.push_str("| fault | called when | faults | over before the bound | missed | median | p99 | longest | writes elsewhere: median | p99 | longest |\n");
         out.push_str("|---|---|---|---|---|---|---|---|---|---|---|\n");
         for (kind, called) in &self.called {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::decision::event::{Event, Fitness, Health};
+use crate::decision::faults::Fault as Named;
 use crate::decision::policy::Policy;
 use crate::decision::sim::world::State;
 use crate::replica::{ReplicaId, ShardId};
@@ -100,7 +101,7 @@ impl Kind {
                 Kind::WritesRefused => probe * 4,
                 Kind::WritesStall => silence + probe * 3 + answer_timeout * 2,
                 Kind::Mute => link + policy.heartbeat_interval * 2,
-                Kind::Slow => probe * 14,
+                Kind::Slow => probe * 24,
                 Kind::Lagging => policy.heartbeat_interval * 4 + MS * 1500,
                 Kind::LinkCut | Kind::CellCut | Kind::Outbound | Kind::Inbound | Kind::Isolated => {
                     link + policy.heartbeat_interval
@@ -217,6 +218,39 @@ impl Fault {
             Event::Fitness { replica, .. } => match self.kind {
                 Kind::LinkCut | Kind::CellCut | Kind::Lagging => self.ends(*replica),
                 _ => *replica == self.node || replicas == 2,
+            },
+            Event::Fault { fault, .. } => match (self.kind, *fault) {
+                // Where others are there to compare with, the end is named that breaks all its links.
+                (Kind::Outbound, Named::Outbound { replica, .. })
+                | (Kind::Inbound, Named::Inbound { replica, .. }) => replica == self.node,
+                (
+                    Kind::Isolated,
+                    Named::Isolated { replica, .. }
+                    | Named::Outbound { replica, .. }
+                    | Named::Inbound { replica, .. },
+                ) => replica == self.node,
+                (
+                    Kind::Outbound
+                    | Kind::Inbound
+                    | Kind::LinkCut
+                    | Kind::CellCut
+                    | Kind::Lagging
+                    | Kind::Isolated,
+                    Named::Link {
+                        from,
+                        shard,
+                        to,
+                        to_shard,
+                    },
+                ) => self.ways.iter().any(|(way, _)| {
+                    (way.from, way.to, way.shard, way.to_shard) == (from, to, shard, to_shard)
+                }),
+                // Once it is over, links come back one after another.
+                (_, Named::Link { from, to, .. }) => {
+                    let touches = from == self.node || to == self.node;
+                    of_a_replica && touches && (replicas == 2 || self.end.is_some())
+                }
+                (_, named) => of_a_replica && named.replica() == self.node,
             },
             Event::Switched(switched) => of_a_replica && switched.from == Some(self.node),
             _ => true,

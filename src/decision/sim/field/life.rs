@@ -102,6 +102,8 @@ struct Distance {
     loss: usize,
     spike: Duration,
     spike_until: At,
+    /// Something was underway for longer than the tolerance: it arrived then.
+    over: Option<At>,
 }
 
 /// One direction of one cell.
@@ -120,6 +122,8 @@ struct Node {
     subscribed: bool,
     /// A round trip to it and back, as it usually is.
     round_trip: Duration,
+    /// When an answer was last awaited in vain for the network alone.
+    overrun: Option<At>,
     stuck: Vec<(u8, u8, Carried)>,
     seqs: Vec<u64>,
 }
@@ -151,6 +155,8 @@ pub(super) struct Life<'a> {
     map: CellMap,
     active: Option<ReplicaId>,
     fault: Option<Fault>,
+    /// What the slow replica adds to a round trip.
+    slower: Duration,
     tally: Tally,
 }
 
@@ -194,10 +200,15 @@ impl<'a> Life<'a> {
             .map(|from| {
                 (0..n)
                     .map(|to| Distance {
-                        usual: if from == to { Duration::ZERO } else { given::lag(&mut rng) },
+                        usual: if from == to {
+                            Duration::ZERO
+                        } else {
+                            given::lag(&mut rng)
+                        },
                         loss: given::loss(&mut rng),
                         spike: Duration::ZERO,
                         spike_until: At::ZERO,
+                        over: None,
                     })
                     .collect()
             })
@@ -213,6 +224,7 @@ impl<'a> Life<'a> {
             subscribed: true,
             // The sidecar is beside the first one.
             round_trip: MS / 2 + distances[0][i].usual + distances[i][0].usual,
+            overrun: None,
             stuck: Vec::new(),
             seqs: vec![0; map.cells.len()],
         });
@@ -234,6 +246,7 @@ impl<'a> Life<'a> {
             order: 0,
             active: None,
             fault: None,
+            slower: Duration::ZERO,
             tally: Tally::default(),
         }
     }
@@ -291,7 +304,10 @@ impl<'a> Life<'a> {
     }
 
     fn step(&mut self) {
-        let due = self.engine.next_timer().expect("the engine always asks to be called");
+        let due = self
+            .engine
+            .next_timer()
+            .expect("the engine always asks to be called");
         let due = due.saturating_duration_since(self.base).max(self.frozen_until);
         match self.queue.peek() {
             Some(Reverse((at, ..))) if *at <= due => {
@@ -300,7 +316,10 @@ impl<'a> Life<'a> {
                 };
                 // What comes while the sidecar stands still waits in its sockets, in order.
                 self.at = self.at.max(at);
-                if !matches!(what, What::Break | What::Mend | What::Spike { .. } | What::Hiccup(_)) {
+                if !matches!(
+                    what,
+                    What::Break | What::Mend | What::Spike { .. } | What::Hiccup(_)
+                ) {
                     self.at = self.at.max(self.frozen_until);
                 }
                 self.happen(what);
@@ -369,7 +388,7 @@ impl<'a> Life<'a> {
         let usual = self.node(node).round_trip;
         let mut trip = self.jittered(usual);
         if self.node(node).state == State::Slow {
-            trip = trip * given::SLOWER + given::SLOWER_BY;
+            trip += self.slower;
         }
         let distance = self.distances[0][usize::from(node)];
         if distance.spike_until > self.at {
@@ -423,6 +442,9 @@ impl<'a> Life<'a> {
         let road = &mut self.roads[usize::from(from)][usize::from(to)][usize::from(cell)];
         road.newest = road.newest.max(self.at + wait + lag + extra + home);
         let wait = road.newest - self.at;
+        if wait > self.terms.policy.lag_tolerance {
+            self.distances[usize::from(from)][usize::from(to)].over = Some(self.at + wait);
+        }
         self.after(
             wait,
             What::Arrive {
@@ -478,6 +500,9 @@ impl<'a> Life<'a> {
             State::Stale if write => Some(End::Rejected),
             _ => Some(End::Answered),
         };
+        if trip >= timeout && state != State::Slow {
+            self.nodes[usize::from(node)].overrun = Some(self.at + timeout);
+        }
         let (end, wait) = match end.filter(|_| trip < timeout) {
             Some(end) => (end, trip),
             None => (End::TimedOut, timeout),
@@ -516,16 +541,27 @@ impl<'a> Life<'a> {
             (start + policy.probe_interval).saturating_sub(self.at)
         } else {
             self.probes[usize::from(probe)].attempts += 1;
-            let step = BACKOFF.get(attempts).map_or(BACKOFF_CAP, |&step| MS * step as u32);
+            let step = BACKOFF
+                .get(attempts)
+                .map_or(BACKOFF_CAP, |&step| MS * step as u32);
             // To connect and to be let in takes two round trips more.
-            let set_up = if state == State::Dead { Duration::ZERO } else { self.node(node).round_trip * 2 };
+            let set_up = if state == State::Dead {
+                Duration::ZERO
+            } else {
+                self.node(node).round_trip * 2
+            };
             step.min(BACKOFF_CAP).min(policy.probe_interval) + set_up
         };
         self.after(wait, What::ProbeStart(probe));
         let outcome = match end {
             End::Answered => Ok(self.at - start),
             End::Rejected => Err(ProbeFailure::Rejected(
-                if state == State::Loading { "LOADING" } else { "NOREPLICAS" }.to_owned(),
+                if state == State::Loading {
+                    "LOADING"
+                } else {
+                    "NOREPLICAS"
+                }
+                .to_owned(),
             )),
             End::Refused => Err(ProbeFailure::Refused),
             End::Broken => Err(ProbeFailure::Broken),
@@ -580,7 +616,9 @@ impl<'a> Life<'a> {
     fn break_something(&mut self) {
         let node = u8::try_from(self.rng.below(self.nodes.len())).expect("few replicas");
         let others: Vec<u8> = (0..self.count()).filter(|&other| other != node).collect();
-        let slow = self.node(node).round_trip * given::SLOWER * 2 + given::SLOWER_BY;
+        let (slower, is_slow) = given::slower(&mut self.rng, self.terms.answer_timeout, node == 0);
+        self.slower = slower;
+        let can_be_slow = is_slow > self.node(node).round_trip * 8;
         let kinds: Vec<Kind> = Kind::ALL
             .iter()
             .copied()
@@ -588,8 +626,7 @@ impl<'a> Life<'a> {
                 // Between two replicas it is the same as a cut link.
                 Kind::Outbound | Kind::Inbound => others.len() > 1,
                 Kind::CellCut => self.cells() > 1,
-                // Later than the time-out is no answer at all.
-                Kind::Slow => slow < self.terms.answer_timeout,
+                Kind::Slow => can_be_slow,
                 _ => true,
             })
             .collect();
@@ -600,10 +637,17 @@ impl<'a> Life<'a> {
             Kind::LinkCut | Kind::CellCut | Kind::Lagging => vec![(node, peer)],
             Kind::Outbound => others.iter().map(|&other| (node, other)).collect(),
             Kind::Inbound => others.iter().map(|&other| (other, node)).collect(),
-            Kind::Isolated => others.iter().flat_map(|&other| [(node, other), (other, node)]).collect(),
+            Kind::Isolated => others
+                .iter()
+                .flat_map(|&other| [(node, other), (other, node)])
+                .collect(),
             _ => Vec::new(),
         };
-        let cells = if kind == Kind::CellCut { vec![self.rng.pick(&cells)] } else { cells };
+        let cells = if kind == Kind::CellCut {
+            vec![self.rng.pick(&cells)]
+        } else {
+            cells
+        };
         let ways: Vec<(Way, bool)> = pairs
             .iter()
             .flat_map(|&(from, to)| cells.iter().filter_map(move |&cell| Some((from, to, cell))))
@@ -611,7 +655,9 @@ impl<'a> Life<'a> {
             .collect();
         let usual = (0..self.nodes.len()).flat_map(|a| (0..self.nodes.len()).map(move |b| (a, b)));
         let usual = usual
-            .map(|(a, b)| self.distances[a][b].usual + self.nodes[a].round_trip / 2 + self.nodes[b].round_trip / 2)
+            .map(|(a, b)| {
+                self.distances[a][b].usual + self.nodes[a].round_trip / 2 + self.nodes[b].round_trip / 2
+            })
             .max()
             .unwrap_or_default();
         for (way, _) in &ways {
@@ -736,12 +782,15 @@ impl<'a> Life<'a> {
             fault.hear(event, self.at);
         }
         let Some(alarm) = alarm(event) else { return };
-        let settle = self.terms.policy.heartbeat_timeout * 4 + self.terms.policy.probe_interval * 4 + MS * 2000;
+        let settle =
+            self.terms.policy.heartbeat_timeout * 4 + self.terms.policy.probe_interval * 4 + MS * 2000;
         let explained = self.fault.as_ref().is_some_and(|fault| {
             let over = fault.end.is_some_and(|end| self.at > end + settle);
             !over && fault.explains(event, self.nodes.len())
         });
-        if !explained {
+        if !explained && self.is_held_up(event, settle) {
+            self.tally.held_up(alarm);
+        } else if !explained {
             let fault = self.fault.as_ref();
             self.tally.false_alarm(alarm, || {
                 let near = fault.map(|fault| (fault.kind, fault.node, fault.start, fault.end));
@@ -751,21 +800,49 @@ impl<'a> Life<'a> {
     }
 }
 
+impl Life<'_> {
+    /// The network has held up what goes to or from the replica for longer than the tolerance, or answers for longer than
+    /// they are waited for: then it does lag, or does not answer.
+    fn is_held_up(&self, event: &Event, settle: Duration) -> bool {
+        let lately = |at: Option<At>| at.is_some_and(|at| self.at < at + settle);
+        let overrun = |replica: &ReplicaId| lately(self.nodes[replica.index()].overrun);
+        match event {
+            Event::Fitness {
+                replica,
+                to: Fitness::Lagging,
+                ..
+            } => {
+                let i = replica.index();
+                let others = 0..self.nodes.len();
+                others
+                    .flat_map(|other| [self.distances[i][other].over, self.distances[other][i].over])
+                    .any(lately)
+            }
+            Event::Health { replica, .. } | Event::Fitness { replica, .. } => overrun(replica),
+            Event::Fault { fault, .. } => overrun(&fault.replica()),
+            Event::Switched(switched) => switched.from.as_ref().is_some_and(overrun),
+            _ => false,
+        }
+    }
+}
+
 /// What `event` warns of, if it does.
 fn alarm(event: &Event) -> Option<Alarm> {
     match event {
         Event::Health { to: Health::Down, .. } => Some(Alarm::Down),
-        Event::Health { to: Health::Suspect, .. } => Some(Alarm::Suspect),
+        Event::Health {
+            to: Health::Suspect, ..
+        } => Some(Alarm::Suspect),
         Event::Link { up: false, .. } => Some(Alarm::Link),
+        Event::Fault { on: true, .. } => Some(Alarm::Named),
         Event::Fitness {
             to: Fitness::Lagging | Fitness::Isolated | Fitness::Stale,
             ..
         } => Some(Alarm::Unfit),
-        Event::Switched(switched) => (!matches!(
-            switched.reason,
-            SwitchReason::Startup | SwitchReason::Failback
-        ))
-        .then_some(Alarm::Switch),
+        Event::Switched(switched) => {
+            (!matches!(switched.reason, SwitchReason::Startup | SwitchReason::Failback))
+                .then_some(Alarm::Switch)
+        }
         _ => None,
     }
 }
