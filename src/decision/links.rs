@@ -86,13 +86,11 @@ impl Link {
         Windows::widened(windows.fresh_age, self.ages.p99())
     }
 
-    /// Learns from a heartbeat's age, unless an outage made it: what was held back arrives in a burst, and the first of
-    /// it after a gap.
-    /// Young is what would be on a quick link: else each outage would make a longer one look usual.
+    /// Learns from a heartbeat's age when it came at the usual pace. An outage, however short, must not become what is
+    /// usual: what was held back arrives in a burst, and the first of it after a gap.
     fn learn(&mut self, age: Duration, windows: &Windows, now: Moment) {
         let gap = self.heard.map_or(windows.beat, |heard| now.since(heard));
-        let steady = gap <= windows.beat.saturating_mul(5) / 2;
-        if gap >= windows.beat / 2 && (age <= windows.fresh_age || steady) {
+        if (windows.beat / 2..=windows.beat.saturating_mul(5) / 2).contains(&gap) {
             self.ages.take(age);
         }
     }
@@ -300,7 +298,7 @@ impl Links {
             return None;
         }
         if !tilt {
-            link.learn(heard.age, windows, now);
+            link.learn(heard.age - own, windows, now);
         }
         link.heard = Some(now);
         link.lag = Some(heard.age);
