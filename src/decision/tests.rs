@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::replica::{CellId, ReplicaId};
 
+mod reads;
 mod rest;
 mod world;
 

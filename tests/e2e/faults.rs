@@ -89,7 +89,8 @@ async fn case(fault: Fault, place: Place, calm: Option<Calm>) -> Result<Row, Str
         if !timeline.last().is_some_and(|(_, known, _)| *known == line) {
             timeline.push((moment, line, reasons(&status)));
         }
-        if words == promise.says && does == wished && said.is_none() {
+        let because = text(&status["replicas"][0]["reason"]).contains(promise.because);
+        if words == promise.says && because && does == wished && said.is_none() {
             said = Some(moment);
             over = started.elapsed() + WATCH;
         }

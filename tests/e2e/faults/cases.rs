@@ -109,6 +109,8 @@ pub(super) struct Promise {
     /// As `witness::says` says it.
     pub(super) says: String,
     pub(super) said_within: Duration,
+    /// A part of the reason that is given for the active replica's state.
+    pub(super) because: &'static str,
     /// Whether it is still said for as long as the fault lasts.
     pub(super) lasting: bool,
     /// The switch's reason, and how soon; none: the traffic stays.
@@ -122,6 +124,7 @@ impl Promise {
         Promise {
             says: says.into(),
             said_within,
+            because: "",
             lasting: true,
             leaves: None,
             told: None,
@@ -322,7 +325,10 @@ impl Fault {
             Fault::Hung | Fault::NetworkSilent | Fault::NetworkDeafens | Fault::NetworkSilences => {
                 down("silent", HEARTBEAT)
             }
-            Fault::NetworkSlow => Promise::stays("local suspect", ms(10_000)),
+            Fault::NetworkSlow => Promise {
+                because: "is usual",
+                ..Promise::stays("local suspect", ms(10_000))
+            },
             Fault::NetworkDribbles | Fault::WritesStalled => {
                 Promise::leaves(severed("suspect, stale", "", place), "unwritable", STALLED)
             }
