@@ -90,7 +90,11 @@ async fn case(fault: Fault, place: Place, calm: Option<Calm>) -> Result<Row, Str
             timeline.push((moment, line, reasons(&status)));
         }
         let because = text(&status["replicas"][0]["reason"]).contains(promise.because);
-        if words == promise.says && because && does == wished && said.is_none() {
+        let as_wished = match promise.lasting {
+            true => words == promise.says,
+            false => words.starts_with(&promise.says),
+        };
+        if as_wished && because && does == wished && said.is_none() {
             said = Some(moment);
             over = started.elapsed() + WATCH;
         }

@@ -111,7 +111,7 @@ pub(super) struct Promise {
     pub(super) said_within: Duration,
     /// A part of the reason that is given for the active replica's state.
     pub(super) because: &'static str,
-    /// Whether it is still said for as long as the fault lasts.
+    /// Whether it is still said for as long as the fault lasts; otherwise more may be said besides.
     pub(super) lasting: bool,
     /// The switch's reason, and how soon; none: the traffic stays.
     pub(super) leaves: Option<(&'static str, Duration)>,
@@ -279,14 +279,16 @@ impl Fault {
             Fault::NetworkSilences => rig.half_open(ACTIVE, Direction::ToClient).await,
             Fault::NetworkSlow => rig.delay(ACTIVE, ms(140), ms(140)).await,
             Fault::NetworkDribbles => rig.dribble(ACTIVE, 1, ms(10)).await,
-            // The restart's own refusals are another fault: the network is silent until it loads.
-            Fault::Loading => {
+            // The restart's own refusals are another fault: the network is silent until it loads. Whoever stands before
+            // several shards stays there.
+            Fault::Loading if rig.region(ACTIVE).shards().len() == 1 => {
                 rig.stall(ACTIVE).await.unwrap();
                 rig.loading(ACTIVE, ms(5000)).await.unwrap();
                 let began = unix_ms();
                 rig.heal_network(ACTIVE).await.unwrap();
                 return began;
             }
+            Fault::Loading => rig.loading(ACTIVE, ms(5000)).await,
             Fault::StaleMinReplicas => rig.stale_min_replicas(ACTIVE).await,
             Fault::StaleOutbound => rig.stale_outbound(ACTIVE).await,
             Fault::OutOfMemory => rig.out_of_memory(ACTIVE).await,
@@ -356,7 +358,7 @@ impl Fault {
                 Promise::leaves("local down", "unwritable", UNWRITABLE).said_within(FAILING)
             }
             // Whoever stands before the shards answers PING.
-            Fault::Loading => Promise::leaves("local stale", "unwritable", UNWRITABLE).passing(),
+            Fault::Loading => Promise::leaves("local stale", "unwritable", ms(1500)).passing(),
             Fault::StaleMinReplicas | Fault::OutOfMemory | Fault::ShardStale => {
                 Promise::leaves("local stale", "unwritable", UNWRITABLE)
             }
