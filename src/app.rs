@@ -18,7 +18,7 @@ use crate::decision::Member;
 use crate::dial::{DialError, Dialer};
 use crate::metrics::Metrics;
 use crate::proxy::{self, Proxy, Stop};
-use crate::replica::{Replica, Rest, Topology, TopologyKind};
+use crate::replica::{Replica, Rest};
 use crate::{admin, control, monitor};
 
 mod descriptors;
@@ -112,22 +112,6 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
             source,
         })?;
 
-    let (routes, route) = watch::channel(None);
-    let (progress, followed) = watch::channel(None);
-    let (feedback, from_workers) = mpsc::unbounded_channel();
-    let settings = proxy::Settings {
-        listener: Listener {
-            max_clients: descriptors::room_for(config.listener.max_clients, config.upstream.mode),
-            ..config.listener.clone()
-        },
-        upstream: config.upstream.clone(),
-        hold: config.hold.clone(),
-        replicas: replicas.clone(),
-        workers,
-    };
-    let proxy = proxy::start(settings, &route, &followed, &feedback, &metrics)?;
-    drop(feedback);
-
     let (inputs, evidence) = mpsc::channel(INPUTS);
     let pace = pace(&config);
     let monitor = Arc::new(monitor::Monitor::spawn(
@@ -142,8 +126,31 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
         },
         inputs,
     ));
+    let (routes, route) = watch::channel(None);
+    let (progress, followed) = watch::channel(None);
+    let (feedback, from_workers) = mpsc::unbounded_channel();
+    let settings = proxy::Settings {
+        listener: Listener {
+            max_clients: descriptors::room_for(config.listener.max_clients, config.upstream.mode),
+            ..config.listener.clone()
+        },
+        upstream: config.upstream.clone(),
+        hold: config.hold.clone(),
+        replicas: replicas.clone(),
+        split_requests: config.cluster.split,
+        workers,
+    };
+    let wires = proxy::Wires {
+        route,
+        progress: followed,
+        layouts: monitor.layouts(),
+        feedback,
+    };
+    let proxy = proxy::start(settings, &wires, &metrics)?;
+    drop(wires);
+
     let (policies, new_policies) = watch::channel(config.policy.clone());
-    let fencing = Arc::clone(&monitor);
+    let (fencing, reading) = (Arc::clone(&monitor), Arc::clone(&monitor));
     let (shutdown, stopped) = watch::channel(false);
     let (control, governing) = control::spawn(
         control::Setup {
@@ -164,10 +171,12 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
         control::Wires {
             inputs: evidence,
             feedback: from_workers,
+            layouts: monitor.layouts(),
             policies: new_policies,
             routes,
             progress,
             publish_fence: Box::new(move |id, on| fencing.publish_fence(id, on)),
+            reread: Box::new(move |replica| reading.reread(replica)),
             metrics: Arc::clone(&metrics),
             shutdown: stopped.clone(),
         },
@@ -223,23 +232,6 @@ async fn serve(loaded: Loaded, sources: Sources, level: Level) -> Result<(), Err
     Ok(())
 }
 
-/// What is configured of a replica's shards, as the monitor asks for it.
-fn sharding(topology: &Topology) -> monitor::Sharding {
-    monitor::Sharding {
-        topology: match topology.kind {
-            TopologyKind::Auto => monitor::Topology::Auto,
-            TopologyKind::Single => monitor::Topology::Single,
-            TopologyKind::Cluster => monitor::Topology::Cluster,
-        },
-        shards: topology.shards,
-        address_map: topology
-            .address_map
-            .iter()
-            .map(|pair| (pair.announced.to_string(), pair.reachable.to_string()))
-            .collect(),
-    }
-}
-
 /// What the monitor is to watch.
 fn targets(replicas: &[(Replica, Dialer)]) -> Result<Vec<monitor::Target>, Error> {
     let target = |(replica, dialer): &(Replica, Dialer)| {
@@ -250,7 +242,7 @@ fn targets(replicas: &[(Replica, Dialer)]) -> Result<Vec<monitor::Target>, Error
             id: replica.id,
             name: Arc::clone(&replica.name),
             dialer: dialer.clone(),
-            sharding: sharding(&replica.topology),
+            topology: replica.topology.clone(),
             rest: rest.map_err(|source| Error::Replica {
                 replica: replica.name.to_string(),
                 source,

@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 
 use crate::decision::{Engine, Input, Member, Policy, Request};
 use crate::metrics::Metrics;
-use crate::replica::ReplicaId;
+use crate::replica::{Layout, ReplicaId};
 use crate::route::{Feedback, Progress, Route};
 
 mod drain;
@@ -75,12 +75,17 @@ pub struct Setup {
 /// Publishes the fence `id` on every shard of a replica; must not block.
 pub type PublishFence = Box<dyn Fn(u64, ReplicaId) + Send>;
 
+/// Has the layout of a replica read again; must not block.
+pub type Reread = Box<dyn Fn(ReplicaId) + Send>;
+
 /// What control is connected to.
 pub struct Wires {
     /// From the monitor.
     pub inputs: mpsc::Receiver<Input>,
     /// From all workers. Unbounded, so that a worker never waits for control; workers limit its rate themselves.
     pub feedback: mpsc::UnboundedReceiver<Feedback>,
+    /// How the replicas are divided, by [`ReplicaId`]: for people. The engine learns of it by [`Input::Layout`].
+    pub layouts: watch::Receiver<Arc<[Layout]>>,
     /// Policies that replace [`Setup::policy`] while running.
     pub policies: watch::Receiver<Policy>,
     /// To the workers; `None` until the first route.
@@ -89,6 +94,8 @@ pub struct Wires {
     pub progress: watch::Sender<Option<Progress>>,
     /// To the monitor.
     pub publish_fence: PublishFence,
+    /// To the monitor.
+    pub reread: Reread,
     /// What control counts is in `metrics.control`.
     pub metrics: Arc<Metrics>,
     /// Ends control once it is true, or its sender is gone.
@@ -127,7 +134,12 @@ pub fn spawn(setup: Setup, wires: Wires) -> (Handle, JoinHandle<()>) {
     let anchor = Anchor::take(now);
     let replicas = setup.members.len();
     let engine = Engine::new(setup.policy, setup.members, pin, now);
-    let first = view::status(&engine.snapshot(now), &names, anchor);
+    let mut layouts = wires.layouts;
+    let known = Arc::clone(&layouts.borrow_and_update());
+    for (id, layout) in (0_u8..).map(ReplicaId).zip(&*known) {
+        wires.metrics.control.shards(id, layout.len());
+    }
+    let first = view::status(&engine.snapshot(now), &names, &known, anchor);
     let (status, statuses) = watch::channel(Arc::new(first));
     let (events, _) = broadcast::channel(EVENTS);
     let (requests, asks) = mpsc::channel(REQUESTS);
@@ -141,6 +153,7 @@ pub fn spawn(setup: Setup, wires: Wires) -> (Handle, JoinHandle<()>) {
     let sources = Sources {
         inputs: wires.inputs,
         feedback: wires.feedback,
+        layouts,
         policies: wires.policies,
         asks,
         saved,
@@ -149,12 +162,14 @@ pub fn spawn(setup: Setup, wires: Wires) -> (Handle, JoinHandle<()>) {
     let control = Control::new(
         engine,
         names,
+        known,
         anchor,
         drain::Drain::new(setup.workers),
         shell::Sinks {
             routes: wires.routes,
             follow,
             publish_fence: wires.publish_fence,
+            reread: wires.reread,
             metrics: wires.metrics,
             status,
             events,

@@ -13,6 +13,7 @@ mod event;
 mod evidence;
 mod failback;
 mod failover;
+mod faults;
 mod fitness;
 mod health;
 mod invariants;
@@ -26,6 +27,7 @@ mod recent;
 mod rest;
 mod rtt;
 mod select;
+mod shards;
 #[cfg(test)]
 mod sim;
 mod snapshot;
@@ -38,5 +40,6 @@ mod windows;
 
 pub use engine::{Engine, Member};
 pub use event::*;
+pub use faults::Fault;
 pub use policy::*;
 pub use snapshot::*;

@@ -30,7 +30,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::decision::Input;
 use crate::dial::Dialer;
-use crate::replica::{CellId, Layout, ReplicaId};
+use crate::replica::{CellId, Layout, ReplicaId, Topology};
 
 mod backoff;
 mod connect;
@@ -48,7 +48,6 @@ mod voice;
 
 pub use message::Identity;
 pub use rest::{Patience, RestCheck};
-pub use topology::{Sharding, Topology};
 
 use director::{Director, Ends, Watched};
 use plan::{Naming, Plan};
@@ -66,7 +65,7 @@ pub struct Target {
     /// Asks its cluster's REST API about it.
     pub rest: Option<RestCheck>,
     /// What is configured of its shards.
-    pub sharding: Sharding,
+    pub topology: Topology,
 }
 
 /// How the monitor works.
@@ -216,7 +215,10 @@ impl Monitor {
             connect_timeout: settings.connect_timeout,
             answer_timeout: settings.answer_timeout,
         });
-        let assumed: Arc<[Layout]> = targets.iter().map(|target| target.sharding.assumed()).collect();
+        let assumed: Arc<[Layout]> = targets
+            .iter()
+            .map(|target| topology::assumed(&target.topology))
+            .collect();
         let (stage, stages) = watch::channel(Stage {
             number: 0,
             speak: Arc::new(Plan::nothing(Arc::clone(&assumed))),

@@ -20,11 +20,13 @@ mod intent;
 mod link;
 mod listener;
 pub mod outbox;
+mod part;
 pub mod pipeline;
 mod recover;
 mod scripts;
 mod session;
 mod split;
+mod topology;
 mod upstream;
 mod worker;
 
@@ -42,7 +44,7 @@ use tokio::sync::{mpsc, watch};
 use crate::config::{Bind, Hold, Listener, Upstream};
 use crate::dial::Dialer;
 use crate::metrics::Metrics;
-use crate::replica::Replica;
+use crate::replica::{Layout, Replica};
 use crate::route::{Feedback, Progress, Route};
 
 /// All that the data plane needs to know.
@@ -56,8 +58,23 @@ pub struct Settings {
     pub hold: Hold,
     /// The replicas, by id, with the way to reach them.
     pub replicas: Vec<(Replica, Dialer)>,
+    /// Requests with keys of several shards may be split.
+    pub split_requests: bool,
     /// Threads.
     pub workers: usize,
+}
+
+/// What the data plane follows, and where it says what it sees.
+#[derive(Debug)]
+pub struct Wires {
+    /// Where commands go; `None`: nowhere yet.
+    pub route: watch::Receiver<Option<Route>>,
+    /// How far other replicas have followed. It need only be told while a route splits reads off.
+    pub progress: watch::Receiver<Option<Progress>>,
+    /// By replica; a replica that is not in it is one endpoint.
+    pub layouts: watch::Receiver<Arc<[Layout]>>,
+    /// For control.
+    pub feedback: mpsc::UnboundedSender<Feedback>,
 }
 
 /// The data plane did not start.
@@ -106,15 +123,8 @@ pub struct Proxy {
     sockets: Vec<PathBuf>,
 }
 
-/// Binds everything, then starts the workers: when this returns, connections are accepted. `progress` need only be told
-/// while a route splits reads off.
-pub fn start(
-    settings: Settings,
-    route: &watch::Receiver<Option<Route>>,
-    progress: &watch::Receiver<Option<Progress>>,
-    feedback: &mpsc::UnboundedSender<Feedback>,
-    metrics: &Metrics,
-) -> Result<Proxy, StartError> {
+/// Binds everything, then starts the workers: when this returns, connections are accepted.
+pub fn start(settings: Settings, wires: &Wires, metrics: &Metrics) -> Result<Proxy, StartError> {
     let settings = Arc::new(settings);
     let workers = settings.workers.max(1);
     let mut bound: Vec<Vec<Socket>> = (0..workers).map(|_| Vec::new()).collect();
@@ -149,8 +159,8 @@ pub fn start(
     let (losing, lost) = watch::channel(false);
     let mut threads = Vec::new();
     for (index, sockets) in bound.into_iter().enumerate() {
-        let (settings, feedback) = (Arc::clone(&settings), feedback.clone());
-        let (route, progress) = (route.clone(), progress.clone());
+        let (settings, feedback) = (Arc::clone(&settings), wires.feedback.clone());
+        let follows = (wires.route.clone(), wires.progress.clone(), wires.layouts.clone());
         let (metrics, stopped) = (metrics.worker(index), stopped.clone());
         let guard = Guard(losing.clone());
         let thread = std::thread::Builder::new()
@@ -163,7 +173,7 @@ pub fn start(
                 };
                 let local = tokio::task::LocalSet::new();
                 let worker = worker::Worker::new(index, settings, metrics, feedback);
-                local.block_on(&runtime, run_worker(worker, sockets, route, progress, stopped));
+                local.block_on(&runtime, run_worker(worker, sockets, follows, stopped));
             })
             .map_err(StartError::Thread)?;
         threads.push(thread);
@@ -206,11 +216,16 @@ fn bind_unix(path: &PathBuf) -> io::Result<std::os::unix::net::UnixListener> {
     Ok(listener)
 }
 
+type Follows = (
+    watch::Receiver<Option<Route>>,
+    watch::Receiver<Option<Progress>>,
+    watch::Receiver<Arc<[Layout]>>,
+);
+
 async fn run_worker(
     worker: Rc<worker::Worker>,
     sockets: Vec<Socket>,
-    route: watch::Receiver<Option<Route>>,
-    progress: watch::Receiver<Option<Progress>>,
+    (route, progress, layouts): Follows,
     mut stopped: watch::Receiver<Stop>,
 ) {
     let mut accepting = Vec::new();
@@ -224,7 +239,7 @@ async fn run_worker(
             Err(error) => tracing::error!(%error, "a worker cannot use its listening socket"),
         }
     }
-    let life = tokio::task::spawn_local(Rc::clone(&worker).run(route, progress));
+    let life = tokio::task::spawn_local(Rc::clone(&worker).run(route, progress, layouts));
     let mut stage = Stop::No;
     loop {
         if stage == Stop::No {

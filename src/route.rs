@@ -65,6 +65,11 @@ pub enum Feedback {
         /// The holding route's epoch.
         epoch: Epoch,
     },
+    /// The layout of `replica` may have changed: a node of it redirected a command, or was lost. At most ten times a second.
+    Moved {
+        /// The replica.
+        replica: ReplicaId,
+    },
     /// Something about a link to `replica`. Rate-limited by the sender for each kind.
     Link {
         /// The link's replica.

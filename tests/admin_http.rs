@@ -267,6 +267,8 @@ fn status(active: Option<&str>) -> Status {
             rest: None,
             shards: vec![ShardStatus {
                 id: 0,
+                slots: "0-16383".into(),
+                node: None,
                 echo: true,
                 writable: None,
             }],
@@ -280,6 +282,7 @@ fn status(active: Option<&str>) -> Status {
                 up: false,
             }],
         }],
+        faults: Vec::new(),
         last_switches: vec![SwitchStatus {
             epoch: 1,
             from: None,

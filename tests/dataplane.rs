@@ -2,10 +2,16 @@
 //! back.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#[path = "dataplane/cluster.rs"]
+mod cluster;
 #[path = "dataplane/plane.rs"]
 mod plane;
 #[path = "dataplane/reads.rs"]
 mod reads;
+#[path = "support/redis_server.rs"]
+mod redis_server;
+#[path = "dataplane/shards.rs"]
+mod shards;
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 #[path = "e2e/support.rs"]
 mod support;

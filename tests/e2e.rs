@@ -43,6 +43,8 @@ mod saturated;
 mod scale;
 #[path = "e2e/sessions.rs"]
 mod sessions;
+#[path = "e2e/sharded.rs"]
+mod sharded;
 #[path = "e2e/staged.rs"]
 mod staged;
 #[path = "e2e/state.rs"]

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use pulsegate::decision::{Input, ProbeFailure, ProbeKind};
 use pulsegate::dial::Dialer;
-use pulsegate::monitor::{Identity, Monitor, Settings, Sharding, Target};
-use pulsegate::replica::{Address, CellId, Credentials, Endpoint, ReplicaId, Secret};
+use pulsegate::monitor::{Identity, Monitor, Settings, Target};
+use pulsegate::replica::{Address, CellId, Credentials, Endpoint, ReplicaId, Secret, Topology};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -42,7 +42,7 @@ fn target(id: ReplicaId, port: u16, password: Option<&str>) -> Target {
         name: format!("replica-{}", id.0).into(),
         dialer: Dialer::new(Arc::new(endpoint)).unwrap(),
         rest: None,
-        sharding: Sharding::default(),
+        topology: Topology::default(),
     }
 }
 

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use pulsegate::decision::{Input, RestOutcome, RestState};
 use pulsegate::dial::Dialer;
-use pulsegate::monitor::{Identity, Monitor, Patience, RestCheck, Settings, Sharding, Target};
-use pulsegate::replica::{Address, Credentials, Database as Uid, Endpoint, ReplicaId, Rest, Secret, Tls};
+use pulsegate::monitor::{Identity, Monitor, Patience, RestCheck, Settings, Target};
+use pulsegate::replica::{
+    Address, Credentials, Database as Uid, Endpoint, ReplicaId, Rest, Secret, Tls, Topology,
+};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -508,7 +510,7 @@ fn monitor(rest: Rest) -> (Monitor, mpsc::Receiver<Input>) {
         id: ReplicaId(3),
         name: "watched".into(),
         dialer: Dialer::new(Arc::new(endpoint)).unwrap(),
-        sharding: Sharding::default(),
+        topology: Topology::default(),
         rest: Some(check(rest)),
     };
     let settings = Settings {

@@ -145,6 +145,12 @@ fn write_table(out: &mut String, status: &Status, now: u64) -> std::fmt::Result 
     rows.extend(status.replicas.iter().map(|replica| row(status, replica, now)));
     write_rows(out, &rows)?;
 
+    let mut heading = "\nbroken\n";
+    for fault in &status.faults {
+        writeln!(out, "{heading}  {}, for {}", fault.words, age(now, fault.since))?;
+        heading = "";
+    }
+
     let mut heading = "\nlinks without fresh heartbeats\n";
     for replica in &status.replicas {
         for link in replica.links.iter().filter(|link| !link.up) {

@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::view::{Names, switch_status};
+use super::view::{Names, fault_status, switch_status};
 use crate::decision::{Event, FailbackStep, Fitness, Health, RestState, RouteOrder, SwitchReason};
-use crate::replica::ReplicaId;
+use crate::replica::{Layout, ReplicaId, slot_words};
 
 /// How loud an event is in the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -96,6 +96,20 @@ pub(super) fn event(event: &Event, names: &Names, at: u64) -> Report {
                 }),
             }
         }
+        Event::Fault { fault, on, words } => Report {
+            kind: "fault",
+            severity: warn_if(*on),
+            message: if *on {
+                words.clone()
+            } else {
+                format!("no longer so: {words}")
+            },
+            details: {
+                let mut details = to_value(&fault_status(*fault, names, at, words));
+                details["on"] = json!(on);
+                details
+            },
+        },
         Event::Switched(switched) => {
             let planned = matches!(
                 switched.reason,
@@ -149,6 +163,47 @@ pub(super) fn event(event: &Event, names: &Names, at: u64) -> Report {
             },
             details: json!({ "replica": replica.map(|replica| names.of(replica)) }),
         },
+    }
+}
+
+/// Shards that are named one by one.
+const SHARDS_NAMED: usize = 8;
+
+/// `replica` is divided otherwise than before.
+pub(super) fn layout(replica: ReplicaId, before: &Layout, now: &Layout, names: &Names) -> Report {
+    let name = names.of(replica);
+    let count = |layout: &Layout| match layout.len() {
+        1 => "1 shard".to_owned(),
+        n => format!("{n} shards"),
+    };
+    let shards: Vec<(String, Option<String>)> = now
+        .shards()
+        .map(|(_, shard)| {
+            let slots = slot_words(&shard.slots).to_string();
+            (slots, shard.node.as_ref().map(ToString::to_string))
+        })
+        .collect();
+    let named = shards.iter().take(SHARDS_NAMED).map(|(slots, node)| match node {
+        Some(node) => format!("{slots} at {node}"),
+        None => slots.clone(),
+    });
+    let mut named: Vec<String> = named.collect();
+    if shards.len() > SHARDS_NAMED {
+        named.push(format!("and {} more", shards.len() - SHARDS_NAMED));
+    }
+    let details = (0..)
+        .zip(&shards)
+        .map(|(id, (slots, node)): (u16, _)| json!({ "id": id, "slots": slots, "node": node }));
+    Report {
+        kind: "layout",
+        severity: Severity::Info,
+        message: format!(
+            "{name} has {}, had {}: {}",
+            count(now),
+            count(before),
+            named.join("; ")
+        ),
+        details: json!({ "replica": name, "shards": details.collect::<Vec<Value>>() }),
     }
 }
 
@@ -241,6 +296,40 @@ mod tests {
                 "fence_ms": null, "switch_ms": 0.001,
             })
         );
+    }
+
+    #[test]
+    fn a_layout_names_its_shards_and_their_nodes() {
+        let node = |port| {
+            Some(crate::replica::Address::Tcp {
+                host: "10.0.0.1".to_owned(),
+                port,
+            })
+        };
+        let halves = Layout::even(2);
+        let shards = halves.shards().zip([7001, 7002]);
+        let shards = shards.map(|((_, shard), port)| crate::replica::Shard {
+            node: node(port),
+            ..shard.clone()
+        });
+        let halves = Layout::new(shards.collect());
+        let report = layout(ReplicaId(1), &Layout::single(), &halves, &names());
+        assert_eq!(
+            report.message,
+            "remote has 2 shards, had 1 shard: 0-8191 at 10.0.0.1:7001; 8192-16383 at 10.0.0.1:7002"
+        );
+        assert_eq!(
+            report.details["shards"][1],
+            json!({"id": 1, "slots": "8192-16383", "node": "10.0.0.1:7002"})
+        );
+        let many = layout(ReplicaId(0), &halves, &Layout::even(12), &names());
+        assert!(
+            many.message
+                .starts_with("local has 12 shards, had 2 shards: 0-1364; "),
+            "{}",
+            many.message
+        );
+        assert!(many.message.ends_with("; and 4 more"), "{}", many.message);
     }
 
     #[test]

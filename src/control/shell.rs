@@ -11,9 +11,10 @@ use super::follow::Follow;
 use super::report::{self, Report, Severity};
 use super::status::{EventRecord, Status};
 use super::view::{self, Anchor, Names};
-use super::{Ask, PublishFence};
+use super::{Ask, PublishFence, Reread};
 use crate::decision::{Engine, Event, Input, Output, PassiveEvidence, Policy, Request, RouteOrder};
 use crate::metrics::Metrics;
+use crate::replica::{Layout, ReplicaId};
 use crate::route::{Epoch, Feedback, LinkEvidence, Route};
 
 /// Longest time between two snapshots.
@@ -39,6 +40,7 @@ pub(super) enum Wake {
     Feedback(Feedback),
     Input(Input),
     Policy(Policy),
+    Layouts(Arc<[Layout]>),
     /// A timer is due.
     Due,
 }
@@ -47,6 +49,7 @@ pub(super) enum Wake {
 pub(super) struct Sources {
     pub(super) inputs: mpsc::Receiver<Input>,
     pub(super) feedback: mpsc::UnboundedReceiver<Feedback>,
+    pub(super) layouts: watch::Receiver<Arc<[Layout]>>,
     pub(super) policies: watch::Receiver<Policy>,
     pub(super) asks: mpsc::Receiver<Ask>,
     /// Outcomes of writing the state file, when there is one.
@@ -76,6 +79,7 @@ impl Sources {
             Some(ask) = self.asks.recv() => Wake::Ask(ask),
             Some(outcome) = saved(&mut self.saved) => Wake::Saved(outcome),
             Ok(()) = self.policies.changed() => Wake::Policy(self.policies.borrow_and_update().clone()),
+            Ok(()) = self.layouts.changed() => Wake::Layouts(Arc::clone(&self.layouts.borrow_and_update())),
             Some(feedback) = self.feedback.recv() => Wake::Feedback(feedback),
             Some(input) = self.inputs.recv() => Wake::Input(input),
             () = tokio::time::sleep_until(due.into()) => Wake::Due,
@@ -99,6 +103,7 @@ pub(super) struct Sinks {
     pub(super) routes: watch::Sender<Option<Route>>,
     pub(super) follow: Follow,
     pub(super) publish_fence: PublishFence,
+    pub(super) reread: Reread,
     pub(super) metrics: Arc<Metrics>,
     pub(super) status: watch::Sender<Arc<Status>>,
     pub(super) events: broadcast::Sender<Arc<EventRecord>>,
@@ -112,6 +117,8 @@ type Answer = oneshot::Sender<Result<String, String>>;
 pub(super) struct Control {
     engine: Engine,
     names: Names,
+    /// By [`ReplicaId`].
+    layouts: Arc<[Layout]>,
     anchor: Anchor,
     drain: Drain,
     sinks: Sinks,
@@ -160,6 +167,7 @@ impl Control {
     pub(super) fn new(
         engine: Engine,
         names: Names,
+        layouts: Arc<[Layout]>,
         anchor: Anchor,
         drain: Drain,
         sinks: Sinks,
@@ -168,6 +176,7 @@ impl Control {
         Control {
             engine,
             names,
+            layouts,
             anchor,
             drain,
             sinks,
@@ -202,6 +211,7 @@ impl Control {
                     self.engine.observe(Input::Drained { epoch: epoch.0 }, now);
                 }
             }
+            Wake::Feedback(Feedback::Moved { replica }) => (self.sinks.reread)(replica),
             Wake::Feedback(Feedback::Link { replica, seen }) => {
                 let seen = passive(seen);
                 let input = Input::Passive { replica, seen };
@@ -216,6 +226,7 @@ impl Control {
                 self.engine.observe(Input::Operator { id, request }, now);
             }
             Wake::Policy(policy) => self.engine.set_policy(policy, now),
+            Wake::Layouts(layouts) => self.laid_out(layouts, now),
             Wake::Saved(outcome) => self.saved(&outcome),
         }
         self.carry_out(now);
@@ -228,7 +239,15 @@ impl Control {
             self.carry_out(now);
         }
         if self.changed || now >= self.snapshot_due {
-            let status = view::status(&self.engine.snapshot(now), &self.names, self.anchor);
+            let snapshot = self.engine.snapshot(now);
+            if self.changed {
+                let links = snapshot.replicas.iter().flat_map(|view| {
+                    let links = view.links.iter();
+                    links.map(|link| (view.id, link.to, link.shard, link.up))
+                });
+                self.sinks.metrics.control.links(links);
+            }
+            let status = view::status(&snapshot, &self.names, &self.layouts, self.anchor);
             self.sinks.status.send_replace(Arc::new(status));
             self.changed = false;
             self.snapshot_due = now + SNAPSHOT_INTERVAL;
@@ -280,6 +299,19 @@ impl Control {
             .route(order.epoch, &order.read, order.holding);
         let report = report::route(order, &self.names);
         self.tell(report, now);
+    }
+
+    /// Tells which replicas are divided otherwise than before.
+    fn laid_out(&mut self, layouts: Arc<[Layout]>, now: Instant) {
+        let before = std::mem::replace(&mut self.layouts, layouts);
+        let pairs: Vec<(Layout, Layout)> = before.iter().cloned().zip(self.layouts.iter().cloned()).collect();
+        for (id, (before, layout)) in (0_u8..).map(ReplicaId).zip(pairs) {
+            self.sinks.metrics.control.shards(id, layout.len());
+            if before != layout {
+                let report = report::layout(id, &before, &layout, &self.names);
+                self.tell(report, now);
+            }
+        }
     }
 
     fn tell(&mut self, report: Report, now: Instant) {
@@ -390,14 +422,13 @@ impl Control {
         match event {
             Event::Health { replica, to, .. } => metrics.health(*replica, *to),
             Event::Fitness { replica, to, .. } => metrics.fitness(*replica, *to),
-            Event::Link {
-                from, to, shard, up, ..
-            } => metrics.link(*from, *to, *shard, *up),
+            Event::Fault { fault, on, .. } => metrics.fault(*fault, *on),
             Event::Switched(switched) => metrics.switched(switched),
             Event::Rest { replica, to, .. } => metrics.rest(*replica, *to),
             Event::Tilt { on, .. } => metrics.tilt(*on),
             Event::Failback { step, .. } => metrics.failback(*step),
-            Event::Move { .. } | Event::Pinned { .. } => {}
+            // Links are counted as a whole, with the next snapshot.
+            Event::Link { .. } | Event::Move { .. } | Event::Pinned { .. } => {}
         }
     }
 }

@@ -23,6 +23,9 @@ pub struct Status {
     pub tilt: bool,
     /// In the order of the configuration.
     pub replicas: Vec<ReplicaStatus>,
+    /// What of replication is broken: replica, direction, shard.
+    #[serde(default)]
+    pub faults: Vec<FaultStatus>,
     /// The newest last.
     pub last_switches: Vec<SwitchStatus>,
 }
@@ -67,6 +70,12 @@ pub struct RestStatus {
 pub struct ShardStatus {
     /// Its number.
     pub id: u16,
+    /// The slots that it owns, as servers write them: `0-5460`, or several with commas between.
+    #[serde(default)]
+    pub slots: String,
+    /// Where it is reached, when it has an address of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
     /// Whether its own echo passes.
     pub echo: bool,
     /// Whether it accepts writes; `null` before the first write probe.
@@ -92,6 +101,27 @@ pub struct LinkStatus {
     pub last_heard_ms: Option<u64>,
     /// Whether heartbeats pass in time.
     pub up: bool,
+}
+
+/// Something of replication that is broken.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct FaultStatus {
+    /// `echo`, `writes`, `isolated`, `outbound`, `inbound` or `link`.
+    pub kind: String,
+    /// The replica that it is held against; of a link the publishing one.
+    pub replica: String,
+    /// Its shard there.
+    pub shard: u16,
+    /// Of a link: where its heartbeats are awaited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// Of a link: the shard there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_shard: Option<u16>,
+    /// Since when, in milliseconds since 1970.
+    pub since: u64,
+    /// In words.
+    pub words: String,
 }
 
 /// One entry of `last_switches`.
@@ -124,7 +154,7 @@ pub struct EventRecord {
     pub id: u64,
     /// When.
     pub at: u64,
-    /// `health`, `fitness`, `link`, `rest`, `switch`, `move`, `failback`, `tilt`, `pin`, `route`.
+    /// `health`, `fitness`, `link`, `layout`, `rest`, `switch`, `move`, `failback`, `tilt`, `pin`, `route`.
     pub kind: String,
     /// One sentence for people.
     pub message: String,

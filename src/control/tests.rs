@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use super::status::{EventRecord, Status};
 use super::*;
-use crate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, OnSlow, ProbeKind, ReadsTo};
-use crate::replica::{Address, CellId, Endpoint, Replica, ShardId, Topology};
+use crate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, OnShardDown, OnSlow, ProbeKind, ReadsTo};
+use crate::replica::{Address, CellId, Endpoint, Layout, Replica, ShardId, Topology};
 use crate::route::{Epoch, LinkEvidence};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -31,6 +31,8 @@ fn policy() -> Policy {
         failback: FailbackMode::Manual,
         grace: Duration::from_secs(5),
         lag_tolerance: Duration::from_millis(100),
+        shard_grace: Duration::from_secs(2),
+        on_shard_down: OnShardDown::Switch,
         on_slow: OnSlow::Stay,
         reads: ReadsTo::Active,
         read_your_writes: true,
@@ -69,6 +71,7 @@ struct World {
     fences: Arc<Mutex<Vec<(u64, ReplicaId)>>>,
     metrics: Arc<Metrics>,
     shutdown: watch::Sender<bool>,
+    layouts: watch::Sender<Arc<[Layout]>>,
     policies: watch::Sender<Policy>,
     events: broadcast::Receiver<Arc<EventRecord>>,
 }
@@ -89,6 +92,7 @@ impl World {
         let (feedback, from_workers) = mpsc::unbounded_channel();
         let (to_workers, routes) = watch::channel(None);
         let (shutdown, stopping) = watch::channel(false);
+        let (layouts, known) = watch::channel(Arc::from([Layout::single(), Layout::single()]));
         let (policies, new_policies) = watch::channel(policy());
         let fences = Arc::new(Mutex::new(Vec::new()));
         let published = Arc::clone(&fences);
@@ -102,9 +106,11 @@ impl World {
         let wires = Wires {
             inputs: from_monitor,
             feedback: from_workers,
+            layouts: known,
             policies: new_policies,
             routes: to_workers,
             progress: watch::channel(None).0,
+            reread: Box::new(|_| {}),
             publish_fence: Box::new(move |id, on| published.lock().unwrap().push((id, on))),
             metrics: Arc::clone(&metrics),
             shutdown: stopping,
@@ -120,6 +126,7 @@ impl World {
             fences,
             metrics,
             shutdown,
+            layouts,
             policies,
             events,
         }
@@ -551,4 +558,45 @@ async fn a_remembered_replica_that_is_gone_is_not_pinned() {
             "kept for its reader"
         );
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layout_is_told_shown_and_counted() {
+    let mut world = World::start(None);
+    world
+        .layouts
+        .send_replace([Layout::even(2), Layout::single()].into());
+    let map = crate::decision::CellMap {
+        shards: vec![2, 1],
+        cells: vec![
+            (CellId(1), vec![Some(ShardId(0)), Some(ShardId::ONLY)]),
+            (CellId(2), vec![Some(ShardId(1)), Some(ShardId::ONLY)]),
+        ],
+    };
+    world.inputs.send(Input::Layout(map)).await.unwrap();
+    let status = world.status(|status| status.replicas[0].shards.len() == 2).await;
+    let event = tokio::time::timeout(PATIENCE, world.events.recv())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(event.kind, "layout");
+    assert_eq!(
+        event.message,
+        "local has 2 shards, had 1 shard: 0-8191; 8192-16383"
+    );
+    let slots = |replica: usize| -> Vec<String> {
+        let shards = status.replicas[replica].shards.iter();
+        shards.map(|shard| shard.slots.clone()).collect()
+    };
+    assert_eq!(slots(0), ["0-8191", "8192-16383"]);
+    assert_eq!(slots(1), ["0-16383"]);
+    let text = world.metrics.render();
+    for line in [
+        "pulsegate_replica_shards{replica=\"local\"} 2",
+        "pulsegate_replica_shards{replica=\"remote\"} 1",
+        "pulsegate_link_up{from=\"local\",shard=\"1\",to=\"remote\"} 0",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    world.stop().await;
 }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::status::{LinkStatus, ReplicaStatus, RestStatus, ShardStatus, Status, SwitchStatus};
-use crate::decision::{ReplicaView, Snapshot, Switched};
-use crate::replica::ReplicaId;
+use super::status::{FaultStatus, LinkStatus, ReplicaStatus, RestStatus, ShardStatus, Status, SwitchStatus};
+use crate::decision::{Fault, ReplicaView, Snapshot, Switched};
+use crate::replica::{Layout, ReplicaId, slot_words};
 
 /// What the replicas are called.
 #[derive(Clone, Debug)]
@@ -64,7 +64,8 @@ pub(super) fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1_000_000.0).round() / 1_000.0
 }
 
-pub(super) fn status(snapshot: &Snapshot, names: &Names, anchor: Anchor) -> Status {
+/// `layouts`: by [`ReplicaId`].
+pub(super) fn status(snapshot: &Snapshot, names: &Names, layouts: &[Layout], anchor: Anchor) -> Status {
     let name = |replica: ReplicaId| names.of(replica).to_owned();
     Status {
         epoch: snapshot.epoch,
@@ -80,7 +81,12 @@ pub(super) fn status(snapshot: &Snapshot, names: &Names, anchor: Anchor) -> Stat
         replicas: snapshot
             .replicas
             .iter()
-            .map(|replica| replica_status(replica, names, anchor))
+            .map(|replica| replica_status(replica, names, layouts.get(replica.id.index()), anchor))
+            .collect(),
+        faults: snapshot
+            .faults
+            .iter()
+            .map(|fault| fault_status(fault.fault, names, anchor.ms(fault.since), &fault.words))
             .collect(),
         last_switches: snapshot
             .last_switches
@@ -90,7 +96,28 @@ pub(super) fn status(snapshot: &Snapshot, names: &Names, anchor: Anchor) -> Stat
     }
 }
 
-fn replica_status(view: &ReplicaView, names: &Names, anchor: Anchor) -> ReplicaStatus {
+pub(super) fn fault_status(fault: Fault, names: &Names, since: u64, words: &str) -> FaultStatus {
+    let (to, to_shard) = match fault {
+        Fault::Link { to, to_shard, .. } => (Some(names.of(to).to_owned()), Some(to_shard.0)),
+        _ => (None, None),
+    };
+    FaultStatus {
+        kind: fault.kind().to_owned(),
+        replica: names.of(fault.replica()).to_owned(),
+        shard: fault.shard().0,
+        to,
+        to_shard,
+        since,
+        words: words.to_owned(),
+    }
+}
+
+fn replica_status(
+    view: &ReplicaView,
+    names: &Names,
+    layout: Option<&Layout>,
+    anchor: Anchor,
+) -> ReplicaStatus {
     ReplicaStatus {
         name: names.of(view.id).to_owned(),
         health: view.health.word().to_owned(),
@@ -106,10 +133,15 @@ fn replica_status(view: &ReplicaView, names: &Names, anchor: Anchor) -> ReplicaS
         shards: view
             .shards
             .iter()
-            .map(|shard| ShardStatus {
-                id: shard.id.0,
-                echo: shard.echo,
-                writable: shard.writable,
+            .map(|shard| {
+                let known = layout.and_then(|layout| layout.shard(shard.id));
+                ShardStatus {
+                    id: shard.id.0,
+                    slots: known.map_or_else(String::new, |known| slot_words(&known.slots).to_string()),
+                    node: known.and_then(|known| Some(known.node.as_ref()?.to_string())),
+                    echo: shard.echo,
+                    writable: shard.writable,
+                }
             })
             .collect(),
         links: links(view, names, anchor),

@@ -15,6 +15,7 @@ use super::event::{
 };
 use super::evidence::{Beat, Evidence};
 use super::failback::Failback;
+use super::faults::Fault;
 use super::fitness::{Ground, Matrix, Reading};
 use super::health::{Secs, Standing, judge, silent_at};
 use super::links::{Change, Heard, Links};
@@ -23,6 +24,7 @@ use super::moves::Move;
 use super::policy::Policy;
 use super::reads::Nearest;
 use super::rest::Rest;
+use super::shards;
 use super::tilt::Tilt;
 use super::timer::{Timer, Timers};
 use super::windows::Windows;
@@ -50,6 +52,8 @@ pub(super) struct ReplicaState {
     pub(super) evidence: Evidence,
     pub(super) standing: Standing,
     pub(super) reading: Reading,
+    /// A link speaks against it since then, and is not held against it yet.
+    pub(super) disputed: Option<Moment>,
     pub(super) damping: Damping,
     /// When a REST check is configured.
     pub(super) rest: Option<Rest>,
@@ -68,6 +72,8 @@ pub struct Engine {
     /// The layouts that evidence is kept by.
     pub(super) map: CellMap,
     pub(super) links: Links,
+    /// What is broken, and since when, in the order in which it was noticed.
+    pub(super) faults: Vec<(Fault, Moment)>,
     pub(super) tilt: Option<Tilt>,
     /// Of the newest route; 0 before the first.
     pub(super) epoch: u64,
@@ -135,6 +141,7 @@ impl Engine {
                 fitness: Fitness::Unknown,
                 ground: Ground::NotAnswering,
             },
+            disputed: None,
             damping: Damping::default(),
             rest: member.rest.map(Rest::new),
         });
@@ -142,6 +149,7 @@ impl Engine {
             replicas: replicas.collect(),
             links: Links::new(&map, policy.lag_tolerance, born),
             map,
+            faults: Vec::new(),
             pinned: pinned.filter(|pin| pin.index() < members.len()),
             policy,
             windows,
@@ -165,7 +173,7 @@ impl Engine {
             outputs: VecDeque::new(),
             switches: VecDeque::new(),
         };
-        engine.keep_evidence_by_layout();
+        engine.keep_evidence_by_layout(born);
         engine.arm(born);
         engine
     }
@@ -218,16 +226,16 @@ impl Engine {
         }
         self.map = map;
         self.links.relayout(&self.map, now);
-        self.keep_evidence_by_layout();
+        self.keep_evidence_by_layout(now);
         if self.moving.as_ref().is_some_and(Move::fencing) {
             self.call_off("the layout of the shards changed: the fence no longer covers it");
         }
     }
 
-    fn keep_evidence_by_layout(&mut self) {
+    fn keep_evidence_by_layout(&mut self, now: Moment) {
         for (state, &shards) in self.replicas.iter_mut().zip(&self.map.shards) {
             let cells = self.map.cells.iter().map(|(id, _)| *id);
-            state.evidence.relayout(usize::from(shards.max(1)), cells);
+            state.evidence.relayout(usize::from(shards.max(1)), cells, now);
         }
     }
 
@@ -267,7 +275,8 @@ impl Engine {
                     seq,
                     age,
                 };
-                let fresh = self.links.hear(heard, &self.windows, now, tilt);
+                let own = self.clock.own_part(age);
+                let fresh = self.links.hear(heard, own, &self.windows, now, tilt);
                 if let Some(cell) = fresh.filter(|_| from == to) {
                     self.replicas[from.index()].evidence.echo_heard(cell, seq);
                     if let Some(tilt) = self.tilt.as_mut().filter(|_| self.active == Some(from)) {
@@ -341,7 +350,10 @@ impl Engine {
         for change in changes {
             self.tell_link(change, now);
         }
-        self.refresh_fitness(now);
+        if !self.all_is_well() {
+            self.refresh_fitness(now);
+            self.refresh_faults(now);
+        }
         self.refresh_rest(now);
     }
 
@@ -349,17 +361,33 @@ impl Engine {
     fn compare_round_trips(&mut self) {
         let lives = |state: &ReplicaState| state.standing.answers();
         let slow = |state: &ReplicaState| state.evidence.round_trips.is_slow();
-        let count = self.replicas.iter().filter(|state| lives(state)).count();
-        let all = self.replicas.iter().filter(|state| lives(state)).all(slow);
+        if !self
+            .replicas
+            .iter()
+            .any(|state| slow(state) || state.evidence.slow)
+        {
+            return;
+        }
+        let live = || self.replicas.iter().filter(|state| lives(state));
+        let all = live().count() > 1 && live().all(|state| state.evidence.round_trips.is_doubtful());
         for state in &mut self.replicas {
-            state.evidence.slow = slow(state) && !(all && count > 1);
+            state.evidence.slow = slow(state) && !all;
         }
     }
 
     fn refresh_health(&mut self, id: ReplicaId, now: Moment) {
         let state = &mut self.replicas[id.index()];
         let failures = self.policy.connect_failures;
+        shards::look(
+            id,
+            &mut state.evidence,
+            &self.links,
+            &self.policy,
+            &self.windows,
+            now,
+        );
         let judgement = judge(id, &state.evidence, &self.links, failures, &self.windows, now);
+        let judgement = shards::soften(judgement, &state.evidence, &self.policy, now);
         let changed = state
             .standing
             .update(judgement, &state.evidence, &self.windows, now);
@@ -388,10 +416,35 @@ impl Engine {
         });
     }
 
+    /// Everything is as it should be, and was read as such: as nearly always, and then there is nothing to read.
+    fn all_is_well(&self) -> bool {
+        self.faults.is_empty()
+            && self.links.all_well()
+            && self.replicas.iter().all(|state| {
+                state.standing.health == Health::Healthy
+                    && state.evidence.writable() == Some(true)
+                    && state.reading.ground == Ground::Proved
+                    && state.disputed.is_none()
+            })
+    }
+
     fn refresh_fitness(&mut self, now: Moment) {
         let readings: Vec<Reading> =
             self.with_matrix(|matrix| self.ids().map(|id| matrix.read(id)).collect());
+        let telling = self.members.len() > 2;
         for (id, reading) in self.ids().zip(readings) {
+            let state = &mut self.replicas[id.index()];
+            let before = state.reading.fitness;
+            if telling
+                && reading.fitness == Fitness::Lagging
+                && matches!(before, Fitness::InSync | Fitness::Unknown)
+            {
+                let since = *state.disputed.get_or_insert(now);
+                if now.since(since) < self.windows.dispute {
+                    continue;
+                }
+            }
+            state.disputed = None;
             let before = std::mem::replace(&mut self.replicas[id.index()].reading, reading);
             if before.fitness != reading.fitness {
                 let why = self.fitness_words(id, now);

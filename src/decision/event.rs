@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use super::faults::Fault;
 use crate::replica::{CellId, ReplicaId, ShardId};
 
 /// Everything the engine can learn.
@@ -294,6 +295,15 @@ pub enum Event {
         to: RestState,
         /// Why, in words.
         why: String,
+    },
+    /// Something of replication broke, or is whole again.
+    Fault {
+        /// What.
+        fault: Fault,
+        /// Whether it is broken now.
+        on: bool,
+        /// In words.
+        words: String,
     },
     /// The active replica changed.
     Switched(Switched),

@@ -19,6 +19,7 @@ use std::time::Duration;
 use super::event::{PassiveEvidence, ProbeFailure};
 use super::moment::Moment;
 use super::rtt::RoundTrips;
+use super::shards::Partly;
 use super::windows::{SOFT_TOGETHER, WRITES_IN_A_ROW, Windows};
 use crate::replica::{CellId, ShardId};
 
@@ -44,11 +45,17 @@ pub(super) struct Evidence {
     pub(super) subscribed: Option<Moment>,
     /// When the engine began to watch.
     pub(super) born: Moment,
+    /// Since when it has the shards that it has.
+    pub(super) laid_out: Moment,
     soft: VecDeque<(Moment, PassiveEvidence)>,
     /// Error answers to applications that tell of the replica's state.
     refusals: VecDeque<(Moment, PassiveEvidence)>,
     /// Of PINGs and writes.
     pub(super) round_trips: RoundTrips,
+    /// Some of its shards do not answer, or do not hear themselves.
+    pub(super) failing_partly: Partly,
+    /// Some of its shards refuse writes.
+    pub(super) refusing_partly: Partly,
     /// Far slower than it uses to be, while another replica is not.
     pub(super) slow: bool,
 }
@@ -130,16 +137,20 @@ impl Evidence {
             alive: None,
             subscribed: None,
             born: now,
+            laid_out: now,
             soft: VecDeque::new(),
             refusals: VecDeque::new(),
             round_trips: RoundTrips::default(),
+            failing_partly: Partly::default(),
+            refusing_partly: Partly::default(),
             slow: false,
         }
     }
 
     /// A new layout: what is known of cells that stay, and of shards whose number stays, is kept.
-    pub(super) fn relayout(&mut self, shards: usize, cells: impl Iterator<Item = CellId>) {
+    pub(super) fn relayout(&mut self, shards: usize, cells: impl Iterator<Item = CellId>, now: Moment) {
         if shards != self.writes.len() {
+            self.laid_out = now;
             self.pings.truncate(1);
             self.pings.resize(shards, Ping::default());
             self.writes = vec![Writes::default(); shards];
@@ -168,8 +179,18 @@ impl Evidence {
 
     /// Where connects to `shard` are counted: a shard that is not probed by itself shares the replica's endpoint.
     fn endpoint(&mut self, shard: usize) -> &mut Ping {
+        let at = self.endpoint_at(shard);
+        &mut self.pings[at]
+    }
+
+    /// The same, to look at.
+    pub(super) fn endpoint_of(&self, shard: usize) -> &Ping {
+        &self.pings[self.endpoint_at(shard)]
+    }
+
+    fn endpoint_at(&self, shard: usize) -> usize {
         let own = self.pings.get(shard).is_some_and(|ping| ping.probed);
-        &mut self.pings[if own { shard } else { 0 }]
+        if own { shard } else { 0 }
     }
 
     /// Round-trip time of the newest good PING.
@@ -416,11 +437,13 @@ impl Evidence {
             return;
         }
         for (cell, beats) in self.beats.iter_mut().enumerate() {
+            if beats.unheard < 2 {
+                continue;
+            }
             let window = window(cell);
             let sending = beats.sent.is_some_and(|sent| now.since(sent) < windows.link);
             let past = |since: Option<Moment>, window| since.is_some_and(|at| now.since(at) >= window);
             if sending
-                && beats.unheard >= 2
                 && (past(beats.unheard_since, window)
                     || past(beats.unheard_ever_since, window.saturating_mul(3)))
             {

@@ -135,7 +135,7 @@ impl fmt::Display for Finding {
             ),
             Finding::PingLate { quiet, failures } => write!(
                 f,
-                "last PING answer {} ago, {failures} failed probes since",
+                "last answer to a probe {} ago, {failures} failed PINGs in a row",
                 Secs(*quiet)
             ),
             Finding::EchoMissing { shard, sent, lasting } => write!(
@@ -233,7 +233,11 @@ pub(super) fn judge(
 ) -> Judgement {
     // 1. Hard evidence first: it needs no window.
     let refused = evidence.pings.iter().map(|ping| ping.refused).max().unwrap_or(0);
-    if refused >= connect_failures.max(1) {
+    if evidence
+        .pings
+        .iter()
+        .any(|ping| is_refused(ping, connect_failures))
+    {
         let finding = Finding::Refused {
             times: refused,
             limit: connect_failures,
@@ -241,10 +245,7 @@ pub(super) fn judge(
         return Judgement::new(Level::Past(Cause::Refused), finding);
     }
     // 2. Error answers: not silence, but not health either.
-    let rejecting = evidence
-        .pings
-        .iter()
-        .find(|ping| ping_failing(ping, windows, now));
+    let rejecting = evidence.pings.iter().find(|ping| is_failing(ping, windows, now));
     if let Some(ping) = rejecting {
         let lasting = ping
             .rejected_since
@@ -294,7 +295,8 @@ fn within_windows(
     };
     let failures = evidence.pings.iter().map(|ping| ping.failures).max().unwrap_or(0);
     let rejected = evidence.pings.iter().any(|ping| ping.rejected > 0);
-    let quiet = evidence.pings[0].ok.map_or(now.since(live), |ok| now.since(ok));
+    // A PING or a write: on a WAN a packet of one of them is lost now and then.
+    let quiet = now.since(evidence.answered.unwrap_or(live));
     if refused > 0 || rejected || failures >= 2 || quiet >= windows.suspect {
         return Judgement::new(Level::Against, Finding::PingLate { quiet, failures });
     }
@@ -331,17 +333,22 @@ fn within_windows(
     let mut waiting = None;
     for ((path, echo), beats) in links.between(id, id).map(|at| (at, &evidence.beats[at.0.cell])) {
         let shard = path.shard;
-        let lasting = beats
-            .unheard_since
-            .map_or(Duration::ZERO, |since| now.since(since));
-        let patience = windows.echo_suspect.max(echo.window(windows) / 2);
-        if beats.unheard >= 2 && lasting >= patience {
-            let finding = Finding::EchoMissing {
-                shard,
-                sent: beats.unheard,
-                lasting,
-            };
-            return Judgement::new(Level::Against, finding);
+        if beats.unheard >= 2 {
+            let lasting = beats
+                .unheard_since
+                .map_or(Duration::ZERO, |since| now.since(since));
+            let patience = windows.echo_suspect.max(echo.window(windows) / 2);
+            if lasting >= patience {
+                let finding = Finding::EchoMissing {
+                    shard,
+                    sent: beats.unheard,
+                    lasting,
+                };
+                return Judgement::new(Level::Against, finding);
+            }
+        }
+        if echo.up == Some(true) {
+            continue;
         }
         let publishing = beats.sent.is_some_and(|sent| now.since(sent) < windows.link);
         let finding = Finding::EchoUnknown {
@@ -350,8 +357,7 @@ fn within_windows(
             publishing,
         };
         match echo.up {
-            Some(true) => {}
-            Some(false) => return Judgement::new(Level::Against, finding),
+            Some(_) => return Judgement::new(Level::Against, finding),
             None => waiting = Some(finding),
         }
     }
@@ -364,7 +370,13 @@ fn within_windows(
     }
 }
 
-fn ping_failing(ping: &Ping, windows: &Windows, now: Moment) -> bool {
+/// Whether nobody listens there.
+pub(super) fn is_refused(ping: &Ping, connect_failures: u32) -> bool {
+    ping.refused >= connect_failures.max(1)
+}
+
+/// Whether it answers with errors.
+pub(super) fn is_failing(ping: &Ping, windows: &Windows, now: Moment) -> bool {
     let lasting = ping
         .rejected_since
         .map_or(Duration::ZERO, |since| now.since(since));
@@ -399,11 +411,14 @@ fn silence(
     windows: &Windows,
     now: Moment,
 ) -> Option<Finding> {
-    let limit = silence_limit(id, evidence, links, windows, now);
-    let soft = evidence.soft_unanswered(windows.silence, now);
     let quiet = now.since(evidence.live().unwrap_or(evidence.born));
-    if quiet >= limit {
-        return Some(Finding::Silent { quiet, limit, soft });
+    // No limit is shorter than this.
+    if quiet >= windows.suspect {
+        let limit = silence_limit(id, evidence, links, windows, now);
+        if quiet >= limit {
+            let soft = evidence.soft_unanswered(windows.silence, now);
+            return Some(Finding::Silent { quiet, limit, soft });
+        }
     }
     // A shard that is probed by itself is silent by itself: the data plane's liveness may come from another shard.
     let shard = evidence
@@ -412,13 +427,13 @@ fn silence(
         .skip(1)
         .filter(|ping| ping.probed)
         .find_map(|ping| {
-            let quiet = now.since(ping.ok.unwrap_or(evidence.born));
+            let quiet = now.since(ping.ok.unwrap_or(evidence.laid_out));
             (quiet >= windows.silence_with_echo).then_some(quiet)
         });
     shard.map(|quiet| Finding::Silent {
         quiet,
         limit: windows.silence_with_echo,
-        soft,
+        soft: evidence.soft_unanswered(windows.silence, now),
     })
 }
 

@@ -72,6 +72,11 @@ impl RoundTrips {
         Some((usual * TIMES).max(usual + AT_LEAST))
     }
 
+    /// Whether many of the newest ones are far beyond what is usual: not enough for a verdict, but no good comparison.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.slow || self.slow_ones.count_ones() >= MANY / 2
+    }
+
     /// Whether most of the newest ones are far beyond what is usual.
     pub(super) fn is_slow(&self) -> bool {
         self.slow

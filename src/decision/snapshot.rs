@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::event::{Fitness, Health, RestState, Switched};
+use super::faults::Fault;
 use crate::replica::{CellId, ReplicaId, ShardId};
 
 /// The whole of the engine's view at one moment.
@@ -22,8 +23,21 @@ pub struct Snapshot {
     pub tilt: bool,
     /// By [`ReplicaId`].
     pub replicas: Vec<ReplicaView>,
+    /// What of replication is broken.
+    pub faults: Vec<FaultView>,
     /// The newest last, at most 16.
     pub last_switches: Vec<(Instant, Switched)>,
+}
+
+/// Something that is broken.
+#[derive(Clone, PartialEq, Debug)]
+pub struct FaultView {
+    /// What.
+    pub fault: Fault,
+    /// Since when it has been noticed.
+    pub since: Instant,
+    /// In words.
+    pub words: String,
 }
 
 /// One replica.

@@ -5,8 +5,12 @@ use std::time::Duration;
 use super::*;
 use crate::replica::{CellId, ReplicaId};
 
+mod faults;
+mod lag;
 mod reads;
 mod rest;
+mod shards;
+mod staged;
 mod world;
 
 use world::World;
@@ -32,6 +36,8 @@ fn policy() -> Policy {
         failback: FailbackMode::Immediate,
         grace: MS * 3000,
         lag_tolerance: MS * 200,
+        shard_grace: Duration::from_secs(2),
+        on_shard_down: OnShardDown::Switch,
         on_slow: OnSlow::Stay,
         reads: ReadsTo::Active,
         read_your_writes: true,

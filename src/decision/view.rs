@@ -8,7 +8,7 @@ use super::fitness::{Ground, GroundWords};
 use super::health::Secs;
 use super::links::Path;
 use super::moment::Moment;
-use super::snapshot::{LinkView, ReplicaView, ShardView, Snapshot};
+use super::snapshot::{FaultView, LinkView, ReplicaView, ShardView, Snapshot};
 use super::windows::WRITES_IN_A_ROW;
 use crate::replica::{ReplicaId, ShardId};
 
@@ -24,6 +24,15 @@ impl Engine {
             pinned: self.pinned,
             tilt: self.tilt.is_some(),
             replicas: self.ids().map(|id| self.view(id, now)).collect(),
+            faults: self
+                .faults
+                .iter()
+                .map(|&(fault, since)| FaultView {
+                    fault,
+                    since: since.real,
+                    words: self.fault_words(fault),
+                })
+                .collect(),
             last_switches: self.switches.iter().cloned().collect(),
         }
     }

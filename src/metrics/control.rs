@@ -1,5 +1,6 @@
 //! What the control plane counts: verdicts, heartbeats, probes, switches. Any thread may write; it is not a hot path.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use prometheus::{
     Registry, core::Collector,
 };
 
-use crate::decision::{FailbackStep, Fitness, Health, ProbeKind, RestState, SwitchReason, Switched};
+use crate::decision::{FailbackStep, Fault, Fitness, Health, ProbeKind, RestState, SwitchReason, Switched};
 use crate::replica::{Replica, ReplicaId, ShardId};
 
 /// Replication lag, from one data centre to across the world and into trouble.
@@ -38,9 +39,11 @@ pub struct ControlMetrics {
     active: IntGaugeVec,
     read_share: GaugeVec,
     failback_steps: IntCounterVec,
+    faults: IntGaugeVec,
     pinned: IntGaugeVec,
     health: IntGaugeVec,
     fitness: IntGaugeVec,
+    shards: IntGaugeVec,
     link_up: IntGaugeVec,
     heartbeats_sent: IntCounterVec,
     heartbeats_received: IntCounterVec,
@@ -84,6 +87,12 @@ impl ControlMetrics {
                     &["replica"],
                 )?,
             )?,
+            faults: gauges(
+                r,
+                "replication_faults",
+                "Shards and links of a replica that are broken: echo, writes, isolated, outbound, inbound, link.",
+                &["replica", "kind"],
+            )?,
             failback_steps: counters(
                 r,
                 "failback_steps_total",
@@ -108,10 +117,16 @@ impl ControlMetrics {
                 "1 for what a replica may be used for, 0 for the other states.",
                 &["replica", "state"],
             )?,
+            shards: gauges(
+                r,
+                "replica_shards",
+                "Shards that a replica is divided into, as far as is known.",
+                &["replica"],
+            )?,
             link_up: gauges(
                 r,
                 "link_up",
-                "1 while heartbeats published on `from` are heard in time on `to`.",
+                "1 while all heartbeats published on a shard of `from` are heard in time on `to`.",
                 &["from", "to", "shard"],
             )?,
             heartbeats_sent: counters(
@@ -237,7 +252,11 @@ impl ControlMetrics {
             self.active.with_label_values(&[to]);
             self.pinned.with_label_values(&[to]);
             self.read_share.with_label_values(&[to]);
+            for kind in Fault::KINDS {
+                self.faults.with_label_values(&[to, kind]);
+            }
             self.heartbeats_sent.with_label_values(&[to]);
+            self.shards.with_label_values(&[to]);
             self.switches.with_label_values(&[NOWHERE, to, startup]);
             for probe in [ProbeKind::Ping, ProbeKind::Write] {
                 self.probe_duration.with_label_values(&[to, probe_word(probe)]);
@@ -275,6 +294,18 @@ impl ControlMetrics {
         );
     }
 
+    /// Something of replication broke, or is whole again.
+    pub fn fault(&self, fault: Fault, on: bool) {
+        let broken = self
+            .faults
+            .with_label_values(&[self.name(fault.replica()), fault.kind()]);
+        if on {
+            broken.inc();
+        } else {
+            broken.dec();
+        }
+    }
+
     /// A failback has come to this.
     pub fn failback(&self, step: FailbackStep) {
         self.failback_steps.with_label_values(&[step.word()]).inc();
@@ -304,10 +335,24 @@ impl ControlMetrics {
         }
     }
 
-    /// The link `from`→`to` for `shard` is up or down now.
-    pub fn link(&self, from: ReplicaId, to: ReplicaId, shard: ShardId, up: bool) {
-        let labels = [self.name(from), self.name(to), &shard.to_string()];
-        self.link_up.with_label_values(&labels).set(i64::from(up));
+    /// `replica` has so many shards now.
+    pub fn shards(&self, replica: ReplicaId, count: usize) {
+        let gauge = self.shards.with_label_values(&[self.name(replica)]);
+        gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// The links are these now, and no others: from, to, shard, up. One that is named several times, for the parts of a
+    /// shard, is up when all of them are.
+    pub fn links(&self, links: impl Iterator<Item = (ReplicaId, ReplicaId, ShardId, bool)>) {
+        let mut whole: HashMap<(ReplicaId, ReplicaId, ShardId), bool> = HashMap::new();
+        for (from, to, shard, up) in links {
+            *whole.entry((from, to, shard)).or_insert(true) &= up;
+        }
+        self.link_up.reset();
+        for ((from, to, shard), up) in whole {
+            let labels = [self.name(from), self.name(to), &shard.to_string()];
+            self.link_up.with_label_values(&labels).set(i64::from(up));
+        }
     }
 
     /// `replica` accepted a heartbeat for publication.

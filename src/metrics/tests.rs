@@ -220,7 +220,18 @@ fn control_says_which_one_it_is() {
     control.health(LOCAL, Health::Down);
     control.fitness(REMOTE, Fitness::InSync);
     control.pinned(Some(LOCAL));
-    control.link(LOCAL, REMOTE, ShardId(3), true);
+    let shard = |n| (LOCAL, REMOTE, ShardId(n));
+    let links = |links: &[((ReplicaId, ReplicaId, ShardId), bool)]| {
+        let links = links.iter().map(|&((from, to, shard), up)| (from, to, shard, up));
+        control.links(links);
+    };
+    links(&[(shard(7), true)]);
+    links(&[
+        (shard(3), true),
+        (shard(4), true),
+        (shard(4), false),
+        (shard(4), true),
+    ]);
     control.heartbeat_sent(LOCAL);
     control.heartbeat_heard(LOCAL, REMOTE, ShardId(3), Duration::from_millis(40));
     control.probe(REMOTE, ProbeKind::Write, Duration::from_millis(2));
@@ -256,6 +267,9 @@ fn control_says_which_one_it_is() {
     assert_eq!(value(&text, "pulsegate_pinned{replica=\"local\"}"), 1.0);
     let link = "{from=\"local\",shard=\"3\",to=\"remote\"}";
     assert_eq!(value(&text, &format!("pulsegate_link_up{link}")), 1.0);
+    let part = "pulsegate_link_up{from=\"local\",shard=\"4\",to=\"remote\"}";
+    assert_eq!(value(&text, part), 0.0, "a part of it is down");
+    assert!(!text.contains("shard=\"7\""), "it is gone");
     assert_eq!(
         value(&text, &format!("pulsegate_heartbeats_received_total{link}")),
         1.0

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::ear;
 use super::node::{Node, Set};
-use super::plan::{Naming, Plan};
+use super::plan::{Naming, Plan, TooManyCells};
 use super::topology::{Asker, News};
 use super::{Common, Stage, Target};
 use crate::decision::{CellMap, Input};
@@ -28,6 +28,9 @@ use crate::replica::{Address, Layout, ReplicaId};
 /// Longest wait, at the start, for the replicas' layouts. What is not known by then counts as not sharded; that changes
 /// when it is known, as any layout does.
 const START: Duration = Duration::from_millis(500);
+
+/// Longest wait for an ear to confirm new channels: a heartbeat that it misses is missed by nobody else.
+const HEARING: Duration = Duration::from_millis(250);
 
 /// One replica, as the director needs it.
 pub(super) struct Watched {
@@ -49,6 +52,8 @@ pub(super) struct Director {
     known: Vec<Layout>,
     /// What the engine goes by.
     map: CellMap,
+    /// Why the newest layouts are not gone by; told once.
+    refused: Option<TooManyCells>,
     sets: HashMap<(ReplicaId, Option<Address>), Set>,
 }
 
@@ -76,6 +81,7 @@ impl Director {
             layouts,
             news,
             known,
+            refused: None,
             sets: HashMap::new(),
         }
     }
@@ -124,7 +130,9 @@ impl Director {
         let plan = match old.speak.next(layouts, &mut self.naming) {
             Ok(plan) => Arc::new(plan),
             Err(error) => {
-                tracing::error!("{error}; the layouts stay as they were");
+                if self.refused.replace(error) != Some(error) {
+                    tracing::error!("{error}; the layouts stay as they were");
+                }
                 self.known = old.speak.layouts().to_vec();
                 return;
             }
@@ -208,7 +216,6 @@ impl Director {
                     .await;
             }
         };
-        let patience = self.common.pace().answer_timeout;
-        let _ = tokio::time::timeout(START.min(patience), heard).await;
+        let _ = tokio::time::timeout(HEARING, heard).await;
     }
 }

@@ -259,11 +259,10 @@ impl Ear {
             Frame::Confirmed { what, channel } => {
                 match listening.asked.front() {
                     Some(question) if question.is_answered_by(&what, &channel) => listening.answered(),
-                    // A node that has given the slot away ends subscriptions to it.
+                    // A node that has given a slot away ends the subscriptions to it.
                     _ => {
                         self.node.suspect_layout();
-                        let what = String::from_utf8_lossy(&what).into_owned();
-                        return Err(Failure::dropped(format!("the server said {what} by itself")));
+                        return Err(Failure::moved_away());
                     }
                 }
             }
@@ -276,13 +275,13 @@ impl Ear {
     /// shards may refuse the channels of one that is gone, which says nothing of the others.
     fn refused(&mut self, listening: &mut Listening, failure: Failure) -> Result<(), Failure> {
         if let Some(Question::Add(wish)) = listening.asked.front() {
-            if failure.is_moved() {
+            if failure.is_redirection() {
                 self.node.suspect_layout();
             }
             let own = self.common.stages.borrow().speak().verb(self.node.replica);
             if wish.0 == own {
                 let all = listening.wanted.iter().filter(|(verb, _)| *verb == own).count();
-                if failure.is_moved() || listening.refused.len() + 1 >= all {
+                if failure.is_redirection() || listening.refused.len() + 1 >= all {
                     return Err(failure);
                 }
                 listening.refused.push(wish.clone());

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use super::connect::{self, Complaint, within};
 use super::{Common, Target};
 use crate::dial::Dialer;
-use crate::replica::{Address, Layout, ReplicaId};
+use crate::replica::{Address, Layout, ReplicaId, Topology, TopologyKind};
 
 mod nodes;
 mod reply;
@@ -38,35 +38,9 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// Least time between two readings.
 const REST: Duration = Duration::from_secs(1);
 
-/// `replica.topology`: how the shards of a replica are reached.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub enum Topology {
-    /// As the replica says: through its endpoint, unless its shards have several addresses.
-    #[default]
-    Auto,
-    /// All through its endpoint, whatever addresses it announces.
-    Single,
-    /// Each at the address that the replica announces for it.
-    Cluster,
-}
-
-/// What is configured of a replica's shards.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Sharding {
-    /// How they are reached.
-    pub topology: Topology,
-    /// How many there are, with equal parts of the slots, when the replica does not say; `None`: one.
-    pub shards: Option<u16>,
-    /// Announced addresses (`host:port`, or `host`) and where they are from here (`host:port`, or `host` with the same port). The
-    /// first that fits counts, those with a port before those without.
-    pub address_map: Vec<(String, String)>,
-}
-
-impl Sharding {
-    /// The layout of a replica that says nothing of itself.
-    pub(super) fn assumed(&self) -> Layout {
-        Layout::even(self.shards.unwrap_or(1))
-    }
+/// The layout of a replica that says nothing of itself.
+pub(super) fn assumed(configured: &Topology) -> Layout {
+    Layout::even(configured.shards.unwrap_or(1))
 }
 
 /// Asks for a reading soon.
@@ -153,7 +127,7 @@ impl Reader {
         match unread {
             // `probe` says all there is to say.
             Unread::Unreached => {}
-            Unread::Refused(words) if self.target.sharding.topology == Topology::Cluster => {
+            Unread::Refused(words) if self.target.topology.kind == TopologyKind::Cluster => {
                 self.complaint
                     .failed(&format!("topology = \"cluster\", but {words}"));
             }
@@ -194,7 +168,7 @@ impl Reader {
         };
         let told: Vec<Told> = told.map_err(Unread::Nonsense)?;
         let (asked, endpoint) = (&dialer.endpoint().address, &self.target.dialer.endpoint().address);
-        Ok(nodes::layout(told, &self.target.sharding, asked, endpoint))
+        Ok(nodes::layout(told, &self.target.topology, asked, endpoint))
     }
 }
 

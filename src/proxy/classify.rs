@@ -30,6 +30,8 @@ pub(crate) struct Classified {
     pub change: Option<Box<Change>>,
     /// For the metrics.
     pub class: Class,
+    /// Its row in the command table.
+    pub info: Option<&'static CommandInfo>,
     /// What Pulsegate does itself.
     pub local: Option<LocalCommand>,
 }
@@ -58,6 +60,7 @@ pub(crate) fn classify(frame: &[u8], request: &Request) -> Classified {
         tx: Tx::None,
         change: None,
         class: Class::Write,
+        info: None,
         local: None,
     };
     let Some(mut info) = lookup(name) else {
@@ -71,6 +74,7 @@ pub(crate) fn classify(frame: &[u8], request: &Request) -> Classified {
     if info.is_container() {
         info = lookup_sub(info, request.first(frame)).unwrap_or(info);
     }
+    c.info = Some(info);
     if !has_arity(info, request.args) {
         // The replica refuses it without looking further: one error, and nothing changes. EXEC is the exception: however it
         // is refused, it ends its transaction.
@@ -213,6 +217,14 @@ fn script(info: &CommandInfo, sub: &[u8]) -> Option<ScriptUse> {
         }
         _ => None,
     }
+}
+
+/// The row in the command table, and the scanner's knowledge, of the request in `frame` (multibulk).
+pub(crate) fn look(frame: &[u8]) -> Option<(Option<&'static CommandInfo>, Request)> {
+    let Ok(Scan::Complete(request)) = RequestScanner::new().scan(frame) else {
+        return None;
+    };
+    Some((classify(frame, &request).info, request))
 }
 
 /// The plain command in `frame` (multibulk), of which nothing but its place was kept.

@@ -1,6 +1,7 @@
 //! The application's side of a session: one socket, read by the session's task, written by whoever has a reply.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -63,6 +64,14 @@ impl Reader {
 }
 
 impl Writer {
+    /// The TCP address that the application connected to.
+    pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Writer::Tcp(half) => half.local_addr().ok(),
+            Writer::Unix(_) => None,
+        }
+    }
+
     /// Writes what the socket takes now.
     pub(crate) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {

@@ -1,8 +1,11 @@
 //! One command on its way: what its reply will look like, and what it means to its session.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 
 use super::intent::Change;
+use super::part::{Detour, Part};
 use super::pipeline::Seq;
 use crate::metrics::Class;
 
@@ -25,10 +28,10 @@ pub(crate) struct Command {
     pub class: Class,
     /// Its part in a transaction.
     pub tx: Tx,
+    /// What few commands have.
+    pub aside: Option<Box<Aside>>,
     /// What it has to do with scripts and functions, which replicas do not tell each other.
     pub script: Option<ScriptUse>,
-    /// What a successful reply changes in the session.
-    pub change: Option<Box<Change>>,
 }
 
 impl Command {
@@ -43,8 +46,8 @@ impl Command {
             pins: false,
             class: if read { Class::Read } else { Class::Write },
             tx: Tx::None,
+            aside: None,
             script: None,
-            change: None,
         }
     }
 
@@ -57,10 +60,55 @@ impl Command {
         }
     }
 
+    /// See [`Aside`].
+    pub(crate) fn opens(&self) -> bool {
+        self.aside.as_ref().is_some_and(|aside| aside.opens)
+    }
+
+    /// See [`Aside`].
+    pub(crate) fn part(&self) -> Option<&Part> {
+        self.aside.as_ref()?.part.as_ref()
+    }
+
+    /// See [`Aside`].
+    pub(crate) fn change(&self) -> Option<&Change> {
+        self.aside.as_ref()?.change.as_deref()
+    }
+
+    /// The same; it is the command's no more.
+    pub(crate) fn take_change(&mut self) -> Option<Box<Change>> {
+        self.aside.as_mut()?.change.take()
+    }
+
+    /// See [`Aside`].
+    pub(crate) fn detour(&self) -> Option<Detour> {
+        self.aside.as_ref()?.detour
+    }
+
+    /// To be changed.
+    pub(crate) fn aside(&mut self) -> &mut Aside {
+        self.aside.get_or_insert_with(Box::default)
+    }
+
     /// One reply comes back and it changes nothing: many such commands are one entry of a link.
     pub(crate) fn is_plain(&self) -> bool {
-        self.expect == Expect::Reply && self.tx == Tx::None && self.change.is_none() && !self.pins
+        self.expect == Expect::Reply && self.tx == Tx::None && self.aside.is_none() && !self.pins
     }
+}
+
+/// What few commands have.
+#[derive(Debug, Default)]
+pub(crate) struct Aside {
+    /// What a successful reply changes in the session.
+    pub change: Option<Box<Change>>,
+    /// MULTI was answered before it was known where the transaction is to be: it is said just before this command.
+    pub opens: bool,
+    /// Leaves behind on the connection what Pulsegate does not know how to undo.
+    pub taints: bool,
+    /// What its reply is to the application's command; `None`: the reply.
+    pub part: Option<Part>,
+    /// A node has sent it elsewhere.
+    pub detour: Option<Detour>,
 }
 
 /// What comes back for a command.
@@ -151,7 +199,9 @@ pub(crate) struct Held {
     /// Its unchanged bytes.
     pub frame: Bytes,
     /// Since when it is held; `None` while it only waits for the answers to earlier commands.
-    pub since: Option<std::time::Instant>,
+    pub since: Option<Instant>,
+    /// It is not to be sent before.
+    pub not_before: Option<Instant>,
 }
 
 /// A command that a lost link gives back.

@@ -173,6 +173,12 @@ impl Intent {
             .map_or(0, |rare| rare.subscriptions[kind as usize].len())
     }
 
+    /// One of the sharded channels that are subscribed to.
+    pub(crate) fn sharded_channel(&self) -> Option<&Bytes> {
+        let rare = self.rare.as_ref()?;
+        rare.subscriptions[Subscription::Shard as usize].first()
+    }
+
     /// Any subscription at all.
     pub(crate) fn is_subscribed(&self) -> bool {
         self.rare
@@ -360,6 +366,11 @@ pub(crate) struct Step {
 }
 
 impl Step {
+    /// Begins a transaction.
+    pub(crate) fn multi() -> Step {
+        Step::grant(&[b"MULTI"])
+    }
+
     fn grant(words: &[&[u8]]) -> Step {
         Step {
             frame: encode(words),

@@ -30,6 +30,7 @@ use super::intent::Step;
 use super::outbox::Outbox;
 use super::pipeline::Seq;
 use super::session::Session;
+use super::topology::Place;
 use super::worker::Worker;
 use crate::metrics::{ConnectResult, LinkKind};
 use crate::replica::ReplicaId;
@@ -114,6 +115,8 @@ pub(crate) struct Link {
     /// Unique in its worker.
     pub(crate) id: u64,
     /// Where it leads.
+    pub(crate) place: Place,
+    /// The replica of that.
     pub(crate) replica: ReplicaId,
     /// Whether many sessions use it, or one.
     pub(crate) kind: LinkKind,
@@ -128,6 +131,8 @@ pub(crate) struct Link {
     trailing: Cell<u32>,
     /// Tracking has been on: the replica remembers which keys were read here, also when it is off again.
     tracked: Cell<bool>,
+    /// See [`Link::is_opened`].
+    opened: Cell<bool>,
     /// The replica wants a login that this link has not given.
     logged_out: Cell<bool>,
     /// The task has been told to run.
@@ -150,7 +155,7 @@ impl std::fmt::Debug for Link {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Link")
             .field("id", &self.id)
-            .field("replica", &self.replica)
+            .field("place", &self.place)
             .field("kind", &self.kind)
             .field("phase", &self.phase)
             .finish_non_exhaustive()
@@ -158,11 +163,11 @@ impl std::fmt::Debug for Link {
 }
 
 impl Link {
-    /// Opens a link to `replica` with `handshake` said first: for `owner` alone, or shared when there is none.
+    /// Opens a link to `place` with `handshake` said first: for `owner` alone, or shared when there is none.
     pub(super) fn open(
         worker: &Rc<Worker>,
         id: u64,
-        replica: ReplicaId,
+        place: Place,
         owner: Option<Rc<Session>>,
         handshake: Vec<Step>,
     ) -> Rc<Link> {
@@ -174,7 +179,8 @@ impl Link {
         let link = Rc::new(Link {
             worker: Rc::clone(worker),
             id,
-            replica,
+            place,
+            replica: place.replica,
             kind,
             phase: Cell::new(Phase::Connecting),
             inner: RefCell::default(),
@@ -183,13 +189,14 @@ impl Link {
             refusal: RefCell::default(),
             trailing: Cell::new(0),
             tracked: Cell::new(false),
+            opened: Cell::new(false),
             logged_out: Cell::new(false),
             woken: Cell::new(false),
             owner: RefCell::new(owner),
             quiet_since: Cell::new(worker.now()),
             in_flight: Cell::new(0),
         });
-        worker.metrics.upstream_connections[replica][kind].add(1);
+        worker.metrics.upstream_connections[place.replica][kind].add(1);
         tokio::task::spawn_local(io::run(Rc::clone(&link), handshake));
         link
     }
@@ -252,6 +259,27 @@ impl Link {
         self.say(steps);
     }
 
+    /// Says MULTI for its owner, whose next command waits for the answer.
+    pub(crate) fn open_transaction(&self, owner: &Rc<Session>) {
+        self.opens();
+        self.adopt(owner, vec![Step::multi()]);
+    }
+
+    /// MULTI is among what it says first.
+    pub(crate) fn opens(&self) {
+        self.opened.set(true);
+    }
+
+    /// The first command of the transaction is on its way.
+    pub(crate) fn transaction_began(&self) {
+        self.opened.set(false);
+    }
+
+    /// MULTI has been said on it for a transaction whose first command has not.
+    pub(crate) fn is_opened(&self) -> bool {
+        self.opened.get()
+    }
+
     /// Whether one session has it.
     pub(crate) fn is_owned(&self) -> bool {
         self.owner.borrow().is_some()
@@ -290,6 +318,33 @@ impl Link {
             let command = Command::own(step.replies, step.must);
             self.enlist(&mut inner, None, command, step.frame.len());
         }
+    }
+
+    /// Takes the oldest unanswered command, with its bytes, if exactly one reply belongs to it.
+    fn take_oldest(&self) -> Option<(Rc<Session>, Command, Bytes)> {
+        let mut inner = self.inner.borrow_mut();
+        let Inner { outbox, entries } = &mut *inner;
+        let entry = entries.front_mut()?;
+        let session = Rc::clone(entry.session.as_ref()?);
+        let answered = entry.commands - entry.left;
+        let frame = match &entry.special {
+            Some(_) => Bytes::copy_from_slice(outbox.front().get(..entry.bytes)?),
+            None => nth_frame(outbox, answered)?,
+        };
+        let seq = entry.seq.plus(answered);
+        let waited_for = entry.waited_for().min(1);
+        entry.left -= 1;
+        let mut special = None;
+        if entry.left == 0
+            && let Some(done) = entries.pop_front()
+        {
+            outbox.release(done.bytes);
+            special = done.special;
+        }
+        drop(inner);
+        self.awaits_less(waited_for);
+        let command = special.map_or_else(|| classify::again(seq, &frame), |command| *command);
+        Some((session, command, frame))
     }
 
     /// Gives the link one command with its bytes. Only while it [`takes_commands`](Self::takes_commands).
@@ -369,10 +424,10 @@ impl Link {
         }
         match end {
             End::Failed(evidence) => {
-                self.worker.report(self.replica, *evidence);
-                self.worker.link_failed(self.replica);
+                self.worker.link_failed(self.place);
+                self.worker.lost(self.place, *evidence);
             }
-            End::NoRoom => self.worker.link_failed(self.replica),
+            End::NoRoom => self.worker.link_failed(self.place),
             End::Abandoned | End::Refused(_) | End::Released => {}
         }
         self.worker.metrics.upstream_connections[self.replica][self.kind].add(-1);
@@ -380,7 +435,7 @@ impl Link {
         let inner = self.inner.take();
         if inner.outbox.has_unwritten() {
             // A script among it is one that the replica was never told.
-            self.worker.scripts.borrow_mut().forgotten_by(self.replica);
+            self.worker.scripts.borrow_mut().forgotten_by(self.place);
         }
         self.awaits_less(self.in_flight.get());
         let mut lost = Lost::default();
@@ -488,6 +543,20 @@ impl Lost {
             }
         }
     }
+}
+
+/// The request after the first `skip` ones.
+fn nth_frame(outbox: &Outbox, mut skip: u32) -> Option<Bytes> {
+    for mut chunk in outbox.chunks() {
+        while !chunk.is_empty() {
+            let (frame, rest) = chunk.split_at(frame_len(chunk));
+            if skip == 0 {
+                return Some(Bytes::copy_from_slice(frame));
+            }
+            (skip, chunk) = (skip - 1, rest);
+        }
+    }
+    None
 }
 
 /// Length of the request at the beginning of `bytes`, which hold only whole ones.

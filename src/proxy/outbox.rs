@@ -126,6 +126,11 @@ impl Outbox {
         self.chunks.front().map_or(&[], |chunk| chunk)
     }
 
+    /// All kept bytes, the oldest first; each piece holds whole frames.
+    pub fn chunks(&self) -> impl Iterator<Item = &[u8]> {
+        self.chunks.iter().map(|chunk| &chunk[..])
+    }
+
     /// Lets go of the oldest `len` bytes, whole frames: they are answered, or handed over.
     pub fn release(&mut self, mut len: usize) {
         while len > 0 {

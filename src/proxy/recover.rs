@@ -151,6 +151,7 @@ impl Recovery {
 
     /// The next command of which at least one byte may have reached the replica.
     pub(crate) fn sent(&mut self, command: &Command) -> Verdict {
+        self.open(command);
         let inside = self.state == TxState::Open;
         let _ = self.state.step(command.tx);
         match command.expect {
@@ -177,9 +178,17 @@ impl Recovery {
         if matches!(command.expect, Expect::Own { .. }) {
             return Verdict::Drop;
         }
+        self.open(command);
         match self.state.step(command.tx) {
             Some(local) => Verdict::Answer(local),
             None => Verdict::Resend,
+        }
+    }
+
+    /// MULTI was answered, and belongs before this command.
+    fn open(&mut self, command: &Command) {
+        if command.opens() {
+            let _ = self.state.step(Tx::Multi);
         }
     }
 

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use bytes::Bytes;
 
 use super::command::ScriptUse;
-use crate::replica::ReplicaId;
+use super::topology::Place;
 use crate::resp;
 
 /// At most so many scripts are remembered, and functions' libraries.
@@ -26,12 +26,12 @@ pub(crate) struct Scripts {
     texts: HashSet<Bytes>,
     /// Those whose name has not been asked for yet (a name costs more than a look into the set), and who learned them from
     /// the application itself.
-    unnamed: Vec<(Bytes, Option<ReplicaId>)>,
+    unnamed: Vec<(Bytes, Option<Place>)>,
     named: HashMap<Sha, Bytes>,
     libraries: Vec<Library>,
     bytes: usize,
-    /// By replica: what it has been told.
-    told: Vec<Told>,
+    /// What each replica, or node of one, has been told.
+    told: HashMap<Place, Told>,
 }
 
 /// A library of functions.
@@ -51,14 +51,14 @@ struct Told {
 
 impl Scripts {
     /// Knows nothing yet.
-    pub(crate) fn new(replicas: usize) -> Scripts {
+    pub(crate) fn new() -> Scripts {
         Scripts {
             texts: HashSet::new(),
             unnamed: Vec::new(),
             named: HashMap::new(),
             libraries: Vec::new(),
             bytes: 0,
-            told: vec![Told::default(); replicas],
+            told: HashMap::new(),
         }
     }
 
@@ -73,7 +73,7 @@ impl Scripts {
     }
 
     /// The application has told `replica` what is in `frame`, with success.
-    pub(crate) fn told(&mut self, kind: ScriptUse, frame: &[u8], replica: ReplicaId) {
+    pub(crate) fn told(&mut self, kind: ScriptUse, frame: &[u8], replica: Place) {
         match kind {
             ScriptUse::Eval => self.learn(word(frame, 1), replica),
             ScriptUse::Load => self.learn(word(frame, 2), replica),
@@ -87,19 +87,22 @@ impl Scripts {
     }
 
     /// What has to be said to `replica` before the command in `frame`, if anything.
-    pub(crate) fn before(&mut self, kind: ScriptUse, frame: &[u8], replica: ReplicaId) -> Vec<Bytes> {
+    pub(crate) fn before(&mut self, kind: ScriptUse, frame: &[u8], replica: Place) -> Vec<Bytes> {
         match kind {
             ScriptUse::EvalSha => self.load(word(frame, 1), replica).into_iter().collect(),
-            ScriptUse::Fcall if !std::mem::replace(&mut self.told[replica.index()].libraries, true) => self
-                .libraries
-                .iter()
-                .map(|library| library.load.clone())
-                .collect(),
+            ScriptUse::Fcall
+                if !std::mem::replace(&mut self.told.entry(replica).or_default().libraries, true) =>
+            {
+                self.libraries
+                    .iter()
+                    .map(|library| library.load.clone())
+                    .collect()
+            }
             _ => Vec::new(),
         }
     }
 
-    fn learn(&mut self, text: &[u8], replica: ReplicaId) {
+    fn learn(&mut self, text: &[u8], replica: Place) {
         if self.texts.contains(text) || text.len() > BYTES {
             return;
         }
@@ -118,30 +121,30 @@ impl Scripts {
         }
     }
 
-    fn load(&mut self, sha: &[u8], replica: ReplicaId) -> Option<Bytes> {
+    fn load(&mut self, sha: &[u8], replica: Place) -> Option<Bytes> {
         let mut name: Sha = sha.try_into().ok()?;
         name.make_ascii_lowercase();
-        if self.told[replica.index()].scripts.contains(&name) {
+        if self.told.entry(replica).or_default().scripts.contains(&name) {
             return None;
         }
         for (text, told) in self.unnamed.drain(..) {
             let name = name_of(&text);
             if let Some(replica) = told {
-                self.told[replica.index()].scripts.insert(name);
+                self.told.entry(replica).or_default().scripts.insert(name);
             }
             self.named.insert(name, text);
         }
-        if self.told[replica.index()].scripts.contains(&name) {
+        if self.told.entry(replica).or_default().scripts.contains(&name) {
             return None;
         }
         let text = self.named.get(&name)?;
-        self.told[replica.index()].scripts.insert(name);
+        self.told.entry(replica).or_default().scripts.insert(name);
         Some(resp::encode_command(&[b"SCRIPT", b"LOAD", text]).into())
     }
 
-    fn functions(&mut self, frame: &[u8], replica: ReplicaId) {
+    fn functions(&mut self, frame: &[u8], replica: Place) {
         // What is known so far is there already, as far as anyone can tell: the application does the rest itself.
-        let has_all = self.told[replica.index()].libraries || self.libraries.is_empty();
+        let has_all = self.told.entry(replica).or_default().libraries || self.libraries.is_empty();
         let mut words = resp::args(frame).skip(1);
         if words.next().is_some_and(|sub| sub.eq_ignore_ascii_case(b"LOAD"))
             && let Some(code) = words.last()
@@ -163,21 +166,21 @@ impl Scripts {
             // Deleted, flushed or restored: nobody knows what there is, so nothing is brought back.
             self.libraries.clear();
         }
-        for told in &mut self.told {
+        for told in self.told.values_mut() {
             told.libraries = false;
         }
-        self.told[replica.index()].libraries = has_all;
+        self.told.entry(replica).or_default().libraries = has_all;
     }
 
     /// `replica` may have forgotten everything.
-    pub(crate) fn forgotten_by(&mut self, replica: ReplicaId) {
+    pub(crate) fn forgotten_by(&mut self, replica: Place) {
         self.scripts_forgotten_by(replica);
-        self.told[replica.index()].libraries = false;
+        self.told.entry(replica).or_default().libraries = false;
     }
 
     /// `replica` has said that it does not know a script; of functions that says nothing.
-    pub(crate) fn scripts_forgotten_by(&mut self, replica: ReplicaId) {
-        self.told[replica.index()].scripts.clear();
+    pub(crate) fn scripts_forgotten_by(&mut self, replica: Place) {
+        self.told.entry(replica).or_default().scripts.clear();
         for (_, told) in &mut self.unnamed {
             *told = told.filter(|told| *told != replica);
         }
@@ -206,12 +209,13 @@ fn hex(nibble: u8) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::replica::ReplicaId;
 
-    const LOCAL: ReplicaId = ReplicaId(0);
-    const REMOTE: ReplicaId = ReplicaId(1);
+    const LOCAL: Place = Place::endpoint(ReplicaId(0));
+    const REMOTE: Place = Place::endpoint(ReplicaId(1));
     const RETURN_1: &str = "e0e1f9fabfc9d4800c877a703b823ac0578ff8db";
 
-    fn before(scripts: &mut Scripts, kind: ScriptUse, words: &[&str], to: ReplicaId) -> Vec<String> {
+    fn before(scripts: &mut Scripts, kind: ScriptUse, words: &[&str], to: Place) -> Vec<String> {
         let words: Vec<&[u8]> = words.iter().map(|w| w.as_bytes()).collect();
         let frame = resp::encode_command(&words);
         let said = scripts.before(kind, &frame, to);
@@ -228,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_script_that_was_seen_is_told_once_to_each_replica() {
-        let mut scripts = Scripts::new(2);
+        let mut scripts = Scripts::new();
         let s = &mut scripts;
         assert!(
             before(s, ScriptUse::EvalSha, &["EVALSHA", RETURN_1, "0"], LOCAL).is_empty(),
@@ -258,7 +262,7 @@ mod tests {
 
     #[test]
     fn flushed_scripts_stay_away() {
-        let mut scripts = Scripts::new(1);
+        let mut scripts = Scripts::new();
         before(
             &mut scripts,
             ScriptUse::Load,
@@ -280,7 +284,7 @@ mod tests {
 
     #[test]
     fn libraries_are_brought_and_never_replaced() {
-        let mut scripts = Scripts::new(2);
+        let mut scripts = Scripts::new();
         let s = &mut scripts;
         for load in [
             &["FUNCTION", "LOAD", "#!lua name=l\nold"][..],
@@ -303,7 +307,7 @@ mod tests {
 
     #[test]
     fn memory_is_bounded() {
-        let mut scripts = Scripts::new(1);
+        let mut scripts = Scripts::new();
         for n in 0..3 * SCRIPTS {
             before(
                 &mut scripts,

@@ -15,11 +15,13 @@
 //! ```
 
 mod place;
+mod redirect;
 mod replies;
 mod sent;
+mod shards;
 mod wait;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::Waker;
@@ -28,18 +30,21 @@ use bytes::{Bytes, BytesMut};
 
 use super::classify::{Classified, LocalCommand, classify};
 use super::client::Writer;
-use super::command::{Command, Expect, Held, Tx};
+use super::command::{Aside, Command, Expect, Held, Tx};
 use super::intent::{Change, Intent, Step, Subscription};
 use super::link::{End, Frame, Link, OUT_HIGH};
+use super::part::Part;
 use super::pipeline::{Pipeline, Seq, Turn};
 use super::recover::TxState;
 use super::split::Written;
+use super::topology::Place;
 use super::upstream::Group;
-use super::worker::Worker;
+use super::worker::{Current, Worker};
 use crate::config::UpstreamMode;
 use crate::metrics::{DisconnectReason, HoldEnd, SessionKind};
 use crate::resp::{self, Request};
 use sent::Sent;
+use shards::{Seen, Waits};
 
 /// Commands and bytes that one session may have waiting before it stops reading.
 const LIMBO_HIGH: (usize, usize) = (1024, 1024 * 1024);
@@ -110,6 +115,14 @@ struct State {
     skip_next: bool,
     /// A command of the open transaction was refused, so what the link holds of it must go.
     aborting: bool,
+    /// MULTI has been answered, and is said before the next command.
+    opening: bool,
+    /// Of an open transaction that has no key yet: what has been said of it, in case that its first key belongs elsewhere.
+    keyless: Option<Vec<Bytes>>,
+    /// A node has sent a command elsewhere: nothing follows before all that is on its way is answered.
+    settling: bool,
+    /// The layouts that its unanswered commands went by.
+    version: u32,
     /// CLIENT CACHING was the last command sent: it concerns the next one.
     caching: bool,
     /// A part of this reply has been passed on.
@@ -129,6 +142,19 @@ impl State {
     /// Whether the next command needs a link of the session's own, whatever it is.
     fn is_pinned(&self) -> bool {
         self.tainted || self.pins > 0 || self.tx.pins() || self.intent.is_peculiar()
+    }
+
+    /// Puts what waits in the order of the application's commands.
+    fn sort_limbo(&mut self) {
+        let pipeline = &self.pipeline;
+        self.limbo
+            .make_contiguous()
+            .sort_by_key(|held| pipeline.before(held.command.seq));
+    }
+
+    /// Whether its own link stays with it when nothing is unanswered.
+    fn keeps_own(&self) -> bool {
+        self.tainted || self.tx_sent.pins() || self.intent.is_peculiar()
     }
 
     /// Whether its link is its own.
@@ -226,6 +252,10 @@ impl Session {
                 muted: false,
                 skip_next: false,
                 aborting: false,
+                opening: false,
+                keyless: None,
+                settling: false,
+                version: 0,
                 caching: false,
                 streaming: None,
                 reply_len: REPLY_GUESS,
@@ -271,41 +301,85 @@ impl Session {
             }
             None => {}
         }
+        if c.tx == Tx::Multi && st.tx == TxState::Clear && self.places_transactions() {
+            (st.tx, st.opening) = (TxState::Open, true);
+            self.answer_new(st, b"+OK\r\n");
+            return true;
+        }
         if let Some(local) = st.tx.step(c.tx) {
             self.answer_new(st, local.bytes(st.intent.identity.resp3));
             return true;
         }
+        let sharded = self.worker.sharded.get() || st.opening;
+        let info = c.info;
         let command = self.enlist(st, c);
-        let frame = match command.change.as_deref() {
+        let frame = match command.change() {
             Some(Change::Reply(_)) => Frame::Borrowed(REPLY_ON),
             _ => frame,
         };
-        if st.limbo.is_empty()
-            && let Some(link) = self.link_at_once(st, &command)
-        {
+        let link = match () {
+            () if !st.limbo.is_empty() => None,
+            () if sharded => self.link_to_shard_at_once(st, &command, (info, request), frame.bytes()),
+            () => self.link_at_once(st, &command),
+        };
+        if let Some(link) = link {
             self.send(st, &link, command, frame);
         } else {
-            self.hold(st, command, frame);
-            let aborting = std::mem::take(&mut st.aborting)
-                .then(|| st.link.clone())
-                .flatten();
-            drop(state);
-            if let Some(link) = aborting {
-                link.condemn(&End::Abandoned);
-            }
-            self.advance();
-            state = self.state.borrow_mut();
+            let seen = sharded.then_some((info, *request));
+            state = self.accept_slowly(state, command, frame, seen);
         }
         let full = state.is_full();
         state.paused = full;
         !full
     }
 
+    /// Sends a command by way of `dispatch`, if the scanner's knowledge is given, or lets it wait.
+    #[inline(never)]
+    fn accept_slowly<'s>(
+        self: &'s Rc<Self>,
+        mut state: RefMut<'s, State>,
+        command: Command,
+        frame: Frame<'_>,
+        seen: Option<Seen>,
+    ) -> RefMut<'s, State> {
+        let st = &mut *state;
+        let waits = if seen.is_some() && st.limbo.is_empty() {
+            self.dispatch(st, command, frame, seen).err().map(Waits::parts)
+        } else {
+            Some((command, frame))
+        };
+        let Some((command, frame)) = waits else {
+            return state;
+        };
+        self.hold(st, command, frame);
+        let aborting = std::mem::take(&mut st.aborting)
+            .then(|| st.link.clone())
+            .flatten();
+        drop(state);
+        if let Some(link) = aborting {
+            link.condemn(&End::Abandoned);
+        }
+        self.advance();
+        self.state.borrow_mut()
+    }
+
     /// The link that takes a new command now, if nothing speaks against it.
     fn link_at_once(self: &Rc<Self>, st: &mut State, command: &Command) -> Option<Rc<Link>> {
         let route = self.worker.route.get().filter(|route| !route.holding)?;
         let to = self.destination(st, &route, command, command.own);
-        if st.link.as_ref().is_none_or(|link| link.replica != to) {
+        self.link_to(st, &route, command, Place::endpoint(to))
+    }
+
+    /// The link to a place, if it takes the command now.
+    #[inline(always)]
+    fn link_to(
+        self: &Rc<Self>,
+        st: &mut State,
+        route: &Current,
+        command: &Command,
+        to: Place,
+    ) -> Option<Rc<Link>> {
+        if st.link.as_ref().is_none_or(|link| link.place != to) {
             if st.has_own_link() || command.own && st.sent.all() > 0 {
                 return None;
             }
@@ -314,7 +388,7 @@ impl Session {
         let link = st.link.as_ref()?;
         let takes = link.takes_commands()
             && !(command.own && link.is_shared())
-            && !self.overtakes(st, &route, command, to)
+            && !self.overtakes(st, route, command, to.replica)
             && st.may_send(link, command);
         takes.then(|| Rc::clone(link))
     }
@@ -322,12 +396,20 @@ impl Session {
     /// Gives a classified command its place.
     fn enlist(&self, st: &mut State, c: Classified) -> Command {
         let own = c.own || self.always_owns() || st.is_pinned();
-        st.tainted |= c.taints;
         // Inside a transaction it does not block.
         let expect = match c.expect {
             Expect::Blocking if st.tx == TxState::Open => Expect::Reply,
             expect => expect,
         };
+        let opens = std::mem::take(&mut st.opening);
+        let aside = (opens || c.taints || c.change.is_some()).then(|| {
+            Box::new(Aside {
+                change: c.change,
+                opens,
+                taints: c.taints,
+                ..Aside::default()
+            })
+        });
         let (seq, pins) = (st.pipeline.push(), c.own);
         st.pins += u32::from(pins);
         Command {
@@ -339,8 +421,8 @@ impl Session {
             pins,
             class: c.class,
             tx: c.tx,
+            aside,
             script: c.script,
-            change: c.change,
         }
     }
 
@@ -354,6 +436,15 @@ impl Session {
             st.closing = Some(DisconnectReason::ProtocolError);
             self.worker.touch(self);
             return;
+        }
+        let mut asking = false;
+        if let Some(aside) = &command.aside {
+            asking = aside.detour.is_some_and(|detour| detour.asking);
+            if aside.opens {
+                link.transaction_began();
+                (st.tx_sent, st.tx_answered) = (TxState::Open, TxState::Open);
+            }
+            st.tainted |= aside.taints;
         }
         let _ = st.tx_sent.step(command.tx);
         let cached = std::mem::replace(&mut st.caching, st.intent.tracks() && is_caching(frame.bytes()));
@@ -370,11 +461,11 @@ impl Session {
             let mut scripts = self.worker.scripts.borrow_mut();
             if scripts.wants(kind, frame.bytes()) {
                 let whole = Bytes::copy_from_slice(frame.bytes());
-                command.change = Some(Box::new(Change::Script(kind, whole)));
+                command.aside().change = Some(Box::new(Change::Script(kind, whole)));
             }
             // Nothing can be said inside a transaction, nor between CLIENT CACHING and what it means.
             if st.tx_sent != TxState::Open && !cached {
-                let missing = scripts.before(kind, frame.bytes(), link.replica);
+                let missing = scripts.before(kind, frame.bytes(), link.place);
                 link.say(missing.into_iter().map(Step::known).collect());
             }
         }
@@ -385,6 +476,10 @@ impl Session {
         if !command.read {
             st.written.sent(command.seq, &st.pipeline);
         }
+        if asking {
+            // Nothing comes between it and the command.
+            link.say(vec![Step::may(&[b"ASKING"])]);
+        }
         st.sent.add(link.replica);
         self.worker.metrics.commands[command.class][link.replica].inc();
         link.append(self, command, frame);
@@ -394,6 +489,12 @@ impl Session {
     fn answer(&self, st: &mut State, command: &Command, reply: &[u8]) {
         st.pins -= u32::from(command.pins);
         if matches!(command.expect, Expect::Own { .. }) {
+            return;
+        }
+        if let Some(Part::Of { joint, number, .. }) = command.part() {
+            if let Some((whole, joined)) = joint.put(*number, reply) {
+                self.answer(st, &whole, &joined);
+            }
             return;
         }
         match st.pipeline.complete(command.seq, 1) {
@@ -448,7 +549,12 @@ impl Session {
         self.set_kind(st, SessionKind::Shared);
         // What the session answered itself (an EXEC after a lost WATCH) may have left something on the connection.
         let clean = (st.tx_sent, st.tx_answered) == Default::default();
-        if std::mem::take(&mut st.spoiled) || !clean || link.has_tracked() {
+        if std::mem::take(&mut st.spoiled)
+            || !clean
+            || link.has_tracked()
+            || link.is_opened()
+            || st.keeps_own()
+        {
             self.worker.condemn_later(Some(link));
         } else {
             self.worker.give_back(link, st.intent.clone());

@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,10 +19,12 @@ use super::link::{End, Link, Phase};
 use super::scripts::Scripts;
 use super::session::Session;
 use super::split::Split;
+use super::topology::{NodeId, Place, Topology};
 use super::upstream::Upstream;
+use crate::config::Bind;
 use crate::dial::{DialError, Stream};
 use crate::metrics::{HoldEnd, WorkerMetrics};
-use crate::replica::{Credentials, ReplicaId};
+use crate::replica::{Credentials, Layout, ReplicaId, TopologyKind};
 use crate::route::{Epoch, Feedback, LinkEvidence, Progress, Route};
 
 /// Bytes read from a socket at once.
@@ -72,6 +75,9 @@ pub(crate) struct Worker {
     pub(crate) route: Cell<Option<Current>>,
     /// How reads are shared out among replicas.
     pub(crate) split: RefCell<Option<Split>>,
+    /// Some replica is sharded.
+    pub(crate) sharded: Cell<bool>,
+    pub(crate) topology: RefCell<Topology>,
     pub(super) upstream: Upstream,
     pub(super) scripts: RefCell<Scripts>,
     pub(crate) sessions: RefCell<HashMap<u64, Rc<Session>>>,
@@ -87,6 +93,8 @@ pub(crate) struct Worker {
     held_bytes: Cell<usize>,
     /// By replica: when each of [`FREQUENT`] was last told.
     told: RefCell<Vec<[Option<Instant>; FREQUENT.len()]>>,
+    /// By replica: when its layout was last asked for.
+    asked: RefCell<Vec<Option<Instant>>>,
     condemned: RefCell<Vec<Rc<Link>>>,
     buffers: RefCell<Vec<BytesMut>>,
     clock: Cell<Instant>,
@@ -110,7 +118,7 @@ impl Worker {
     ) -> Rc<Worker> {
         let now = clock();
         let replicas = settings.replicas.len();
-        let upstream = Upstream::new(replicas, settings.upstream.shared_links, now);
+        let upstream = Upstream::new(replicas, settings.upstream.shared_links);
         Rc::new(Worker {
             index,
             settings,
@@ -118,8 +126,10 @@ impl Worker {
             feedback,
             route: Cell::new(None),
             split: RefCell::default(),
+            sharded: Cell::new(false),
+            topology: RefCell::new(Topology::new(replicas)),
             upstream,
-            scripts: RefCell::new(Scripts::new(replicas)),
+            scripts: RefCell::new(Scripts::new()),
             sessions: RefCell::default(),
             in_flight: Cell::new(0),
             request_scratch: RefCell::new(vec![0; SCRATCH].into_boxed_slice()),
@@ -129,6 +139,7 @@ impl Worker {
             held_commands: Cell::new(0),
             held_bytes: Cell::new(0),
             told: RefCell::new(vec![Default::default(); replicas]),
+            asked: RefCell::new(vec![None; replicas]),
             condemned: RefCell::default(),
             buffers: RefCell::default(),
             clock: Cell::new(now),
@@ -172,18 +183,74 @@ impl Worker {
             .as_ref()
     }
 
-    /// Connects to `replica`.
-    pub(crate) async fn dial(&self, replica: ReplicaId) -> Result<Stream, DialError> {
-        self.settings.replicas[replica.index()]
-            .1
-            .connect(self.settings.upstream.connect_timeout)
-            .await
+    /// Whether `replica` may have more nodes than its endpoint.
+    pub(crate) fn has_nodes(&self, replica: ReplicaId) -> bool {
+        let topology = &self.settings.replicas[replica.index()].0.topology;
+        topology.kind != TopologyKind::Single
     }
 
-    /// A link to `replica` failed: what comes next waits a little, and nothing that the replica knew is certain.
-    pub(crate) fn link_failed(&self, replica: ReplicaId) {
-        self.upstream.failed(replica, self.tick());
-        self.scripts.borrow_mut().forgotten_by(replica);
+    /// Connects to `place`.
+    pub(crate) async fn dial(&self, place: Place) -> Result<Stream, DialError> {
+        let dialer = &self.settings.replicas[place.replica.index()].1;
+        let node = self.topology.borrow().address(place);
+        let timeout = self.settings.upstream.connect_timeout;
+        match node {
+            None => dialer.connect(timeout).await,
+            Some(address) => dialer.towards(address)?.connect(timeout).await,
+        }
+    }
+
+    /// Host and port of Pulsegate itself, for an application that connected to `addr`; without that, to a unix socket, of the
+    /// first TCP listener, if there is one.
+    pub(crate) fn itself(&self, addr: Option<SocketAddr>) -> (String, u16) {
+        let mut binds = self.settings.listener.bind.iter();
+        let first = binds.find_map(|bind| match bind {
+            Bind::Tcp(addr) => Some(*addr),
+            Bind::Unix(_) => None,
+        });
+        let addr = addr.or(first);
+        addr.map_or((String::new(), 0), |addr| {
+            (addr.ip().to_canonical().to_string(), addr.port())
+        })
+    }
+
+    /// Every place that commands may go to.
+    pub(crate) fn places(&self) -> Vec<Place> {
+        let topology = self.topology.borrow();
+        let replicas = (0_u8..).map(ReplicaId).take(self.settings.replicas.len());
+        let of = |replica| {
+            let nodes = topology.nodes(replica).iter();
+            nodes.map(move |node| Place { replica, node: *node })
+        };
+        replicas.flat_map(of).collect()
+    }
+
+    /// A link to `place` failed: what comes next waits a little, and nothing that the replica knew is certain.
+    pub(crate) fn link_failed(&self, place: Place) {
+        self.upstream.failed(place, self.tick());
+        self.scripts.borrow_mut().forgotten_by(place);
+    }
+
+    /// A link to `place` was lost, or did not come about. One node of several says nothing of the whole replica, but
+    /// perhaps that another one has taken its place.
+    pub(crate) fn lost(&self, place: Place, seen: LinkEvidence) {
+        if place.node != NodeId::ENDPOINT {
+            self.ask_layout(place.replica);
+            if self.upstream.has_others(place) {
+                return;
+            }
+        }
+        self.report(place.replica, seen);
+    }
+
+    /// Tells control that the layout of `replica` may have changed.
+    pub(crate) fn ask_layout(&self, replica: ReplicaId) {
+        let now = self.now();
+        let asked = &mut self.asked.borrow_mut()[replica.index()];
+        if asked.is_none_or(|asked| now.saturating_duration_since(asked) >= TELL_EVERY) {
+            *asked = Some(now);
+            let _ = self.feedback.send(Feedback::Moved { replica });
+        }
     }
 
     /// Takes an idle dedicated link back, in the state `said`.
@@ -364,6 +431,15 @@ impl Worker {
         self.drained_perhaps();
     }
 
+    /// Takes new layouts.
+    fn lay_out(&self, layouts: &[Layout]) {
+        let mut topology = self.topology.borrow_mut();
+        topology.apply(layouts, self.settings.split_requests);
+        let replicas = (0_u8..).map(ReplicaId).take(self.settings.replicas.len());
+        let sharded = |replica| topology.router(replica).is_some();
+        self.sharded.set(replicas.into_iter().any(sharded));
+    }
+
     /// Whether the route sends anything to `replica`.
     pub(crate) fn uses(&self, replica: ReplicaId) -> bool {
         let split = self.split.borrow();
@@ -441,8 +517,10 @@ impl Worker {
         self: Rc<Self>,
         mut route: watch::Receiver<Option<Route>>,
         mut progress: watch::Receiver<Option<Progress>>,
+        mut layouts: watch::Receiver<Arc<[Layout]>>,
     ) {
         loop {
+            self.lay_out(&layouts.borrow_and_update());
             if let Some(new) = &*route.borrow_and_update() {
                 self.apply(new);
             }
@@ -460,6 +538,7 @@ impl Worker {
             tokio::select! {
                 changed = route.changed() => if changed.is_err() { return },
                 Ok(()) = progress.changed() => {}
+                Ok(()) = layouts.changed() => {}
                 () = self.kick.notified(), if tick != PACE_TICK => {}
                 () = tokio::time::sleep(tick) => {}
             }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use pulsegate::config::{Bind, Hold, Listener, Upstream, UpstreamMode};
 use pulsegate::dial::Dialer;
 use pulsegate::metrics::{Class, Metrics, WorkerMetrics};
-use pulsegate::proxy::{self, Proxy, Settings};
-use pulsegate::replica::{Address, Endpoint, Replica, ReplicaId, Topology};
+use pulsegate::proxy::{self, Proxy, Settings, Wires};
+use pulsegate::replica::{Address, Endpoint, Layout, Replica, ReplicaId, Topology};
 use pulsegate::route::{Epoch, Feedback, Progress, Route};
 use rig::Rig;
 use tokio::sync::{mpsc, watch};
@@ -26,6 +26,7 @@ pub(crate) struct Plane {
     _proxy: Proxy,
     routes: watch::Sender<Option<Route>>,
     progress: watch::Sender<Option<Progress>>,
+    pub(crate) layouts: watch::Sender<Arc<[Layout]>>,
     pub(crate) feedback: mpsc::UnboundedReceiver<Feedback>,
     metrics: Arc<Metrics>,
     workers: usize,
@@ -36,18 +37,24 @@ pub(crate) struct Plane {
 impl Plane {
     /// Starts it in front of `rig`; commands go to the first region. Returns once its links to all regions stand.
     pub(crate) async fn start(rig: &Rig, workers: usize) -> Plane {
+        let ports: Vec<u16> = rig.regions().iter().map(|region| region.addr().port()).collect();
+        Plane::before(&ports, workers, Vec::new()).await
+    }
+
+    /// Starts it in front of endpoints on these ports, one for each replica, whose layouts are known.
+    pub(crate) async fn before(ports: &[u16], workers: usize, layouts: Vec<Layout>) -> Plane {
         let replicas: Vec<Replica> = (0_u8..)
-            .zip(rig.regions())
-            .map(|(id, region)| Replica {
+            .zip(ports)
+            .map(|(id, port)| Replica {
                 id: ReplicaId(id),
-                name: region.name().into(),
+                name: format!("replica-{id}").into(),
                 weight: 100,
                 topology: Topology::default(),
                 rest: None,
                 endpoint: Arc::new(Endpoint {
                     address: Address::Tcp {
-                        host: region.addr().ip().to_string(),
-                        port: region.addr().port(),
+                        host: "127.0.0.1".to_owned(),
+                        port: *port,
                     },
                     tls: None,
                     credentials: None,
@@ -80,22 +87,31 @@ impl Plane {
                     (replica.clone(), dialer)
                 })
                 .collect(),
+            split_requests: true,
             workers,
         };
         let (routes, route) = watch::channel(Some(Route::all_to(LOCAL, Epoch(1))));
         let (progress, followed) = watch::channel(None);
         let (tell, feedback) = mpsc::unbounded_channel();
-        let proxy = proxy::start(settings, &route, &followed, &tell, &metrics).unwrap();
+        let (layouts, laid_out) = watch::channel(Arc::from(layouts));
+        let wires = Wires {
+            route,
+            progress: followed,
+            layouts: laid_out,
+            feedback: tell,
+        };
+        let proxy = proxy::start(settings, &wires, &metrics).unwrap();
         let plane = Plane {
             addr: proxy.addresses[0],
             _proxy: proxy,
             routes,
             progress,
+            layouts,
             feedback,
             metrics,
             workers,
         };
-        plane.wait_links(rig.regions().len()).await;
+        plane.wait_links(ports.len()).await;
         plane
     }
 

@@ -177,7 +177,7 @@ async fn a_session_never_reads_less_than_it_wrote() {
     assert_eq!(early.ask(&["GET", "early"]).await, bulk("1"), "{OLDER}");
     assert_eq!(check_own_writes(&plane, 100).await, 0, "{OLDER}");
     let elsewhere = plane.reads_on(REMOTE);
-    assert!(elsewhere > 1000, "only {elsewhere} reads went elsewhere at all");
+    assert!(elsewhere > 100, "only {elsewhere} reads went elsewhere at all");
 
     plane.route(|route| route.read_your_writes = false).await;
     let older = check_own_writes(&plane, 10).await;

@@ -10,6 +10,7 @@ use crate::replica::{CellId, ReplicaId, ShardId};
 pub(super) struct World {
     pub(super) engine: Engine,
     pub(super) now: Instant,
+    began: Instant,
     pub(super) seq: u64,
     pub(super) pings: Vec<bool>,
     /// How long each takes to answer.
@@ -55,6 +56,7 @@ impl World {
         let mut world = World {
             engine: Engine::new(policy(), members.collect(), None, now),
             now,
+            began: now,
             seq: 0,
             pings: vec![true; usize::from(count)],
             rtts: vec![MS; usize::from(count)],
@@ -70,6 +72,11 @@ impl World {
 
     pub(super) fn ids(&self) -> Vec<ReplicaId> {
         self.engine.ids().collect()
+    }
+
+    /// When the world began.
+    pub(super) fn began(&self) -> Instant {
+        self.began
     }
 
     pub(super) fn active(&self) -> Option<ReplicaId> {

@@ -1,11 +1,10 @@
 //! Where the shards of a replica are reached: what servers announce, translated to what can be dialled from here. Pure.
 
 use super::reply::Told;
-use super::{Sharding, Topology};
-use crate::replica::{Address, Layout, Shard};
+use crate::replica::{Address, Layout, Shard, Topology, TopologyKind};
 
 /// The layout that `told` means. `asked`: where the answer came from; `endpoint`: the replica's own address.
-pub(super) fn layout(told: Vec<Told>, sharding: &Sharding, asked: &Address, endpoint: &Address) -> Layout {
+pub(super) fn layout(told: Vec<Told>, configured: &Topology, asked: &Address, endpoint: &Address) -> Layout {
     let mut shards: Vec<Shard> = told
         .into_iter()
         .map(|told| {
@@ -16,15 +15,18 @@ pub(super) fn layout(told: Vec<Told>, sharding: &Sharding, asked: &Address, endp
             };
             Shard {
                 slots: told.slots,
-                node: host.map(|host| mapped(host, told.port, &sharding.address_map)),
+                node: host.map(|host| {
+                    let port = told.port;
+                    configured.reachable(&Address::Tcp { host, port }).clone()
+                }),
             }
         })
         .collect();
-    let apart = match sharding.topology {
-        Topology::Single => false,
-        Topology::Cluster => true,
+    let apart = match configured.kind {
+        TopologyKind::Single => false,
+        TopologyKind::Cluster => true,
         // One server, whatever it calls itself, is reached through the endpoint.
-        Topology::Auto => {
+        TopologyKind::Auto => {
             let all_at =
                 |address: Option<&Address>| shards.iter().all(|shard| shard.node.as_ref() == address);
             !all_at(Some(endpoint)) && !all_at(shards.first().and_then(|shard| shard.node.as_ref()))
@@ -38,46 +40,10 @@ pub(super) fn layout(told: Vec<Told>, sharding: &Sharding, asked: &Address, endp
     Layout::new(shards)
 }
 
-/// The first entry for `host:port`, else the first for `host`, says where that is; without a port it is the same one.
-fn mapped(host: String, port: u16, map: &[(String, String)]) -> Address {
-    let announced = Address::Tcp { host, port };
-    let Address::Tcp { host, .. } = &announced else {
-        return announced;
-    };
-    let whole = announced.to_string();
-    let entry = map
-        .iter()
-        .find(|(from, _)| *from == whole)
-        .or_else(|| map.iter().find(|(from, _)| from == host));
-    match entry {
-        Some((_, to)) => parse(to, port),
-        None => announced,
-    }
-}
-
-/// `host`, `host:port`, `[v6]:port`, or a bare IPv6 address.
-fn parse(text: &str, default: u16) -> Address {
-    let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) if !host.contains(':') || host.ends_with(']') => match port.parse() {
-            Ok(port) => (host, port),
-            Err(_) => (text, default),
-        },
-        _ => (text, default),
-    };
-    let host = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-        .unwrap_or(host);
-    Address::Tcp {
-        host: host.to_owned(),
-        port,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::replica::{ShardId, SlotRange};
+    use crate::replica::{AddressPair, ShardId, SlotRange};
 
     fn tcp(host: &str, port: u16) -> Address {
         Address::Tcp {
@@ -104,14 +70,10 @@ mod tests {
         layout.shards().map(|(_, shard)| shard.node.clone()).collect()
     }
 
-    fn sharding(topology: Topology, map: &[(&str, &str)]) -> Sharding {
-        Sharding {
-            topology,
-            shards: None,
-            address_map: map
-                .iter()
-                .map(|(from, to)| ((*from).to_owned(), (*to).to_owned()))
-                .collect(),
+    fn configured(kind: TopologyKind) -> Topology {
+        Topology {
+            kind,
+            ..Topology::default()
         }
     }
 
@@ -119,33 +81,39 @@ mod tests {
     fn topology_says_whether_nodes_are_reached_by_themselves() {
         let (asked, endpoint) = (tcp("db", 1), tcp("db", 1));
         let of = |topology, hosts: &[(Option<&str>, u16)]| {
-            nodes(&layout(told(hosts), &sharding(topology, &[]), &asked, &endpoint))
+            nodes(&layout(told(hosts), &configured(topology), &asked, &endpoint))
         };
         let apart = [(Some("a"), 1), (Some("b"), 1)];
-        assert_eq!(of(Topology::Auto, &apart), [Some(tcp("a", 1)), Some(tcp("b", 1))]);
         assert_eq!(
-            of(Topology::Cluster, &apart),
+            of(TopologyKind::Auto, &apart),
             [Some(tcp("a", 1)), Some(tcp("b", 1))]
         );
-        assert_eq!(of(Topology::Single, &apart), [None, None]);
-        // All of them the endpoint, or one other address.
-        assert_eq!(of(Topology::Auto, &[(None, 1), (Some("db"), 1)]), [None, None]);
         assert_eq!(
-            of(Topology::Auto, &[(Some("x"), 1), (Some("x"), 1)]),
+            of(TopologyKind::Cluster, &apart),
+            [Some(tcp("a", 1)), Some(tcp("b", 1))]
+        );
+        assert_eq!(of(TopologyKind::Single, &apart), [None, None]);
+        // All of them the endpoint, or one other address.
+        assert_eq!(
+            of(TopologyKind::Auto, &[(None, 1), (Some("db"), 1)]),
             [None, None]
         );
         assert_eq!(
-            of(Topology::Auto, &[(Some("x"), 1), (Some("db"), 1)]),
+            of(TopologyKind::Auto, &[(Some("x"), 1), (Some("x"), 1)]),
+            [None, None]
+        );
+        assert_eq!(
+            of(TopologyKind::Auto, &[(Some("x"), 1), (Some("db"), 1)]),
             [Some(tcp("x", 1)), Some(tcp("db", 1))]
         );
-        assert_eq!(of(Topology::Cluster, &[(None, 7)]), [Some(tcp("db", 7))]);
+        assert_eq!(of(TopologyKind::Cluster, &[(None, 7)]), [Some(tcp("db", 7))]);
     }
 
     #[test]
     fn shards_keep_their_slots() {
         let layout = layout(
             told(&[(Some("a"), 1), (Some("b"), 2)]),
-            &sharding(Topology::Auto, &[]),
+            &configured(TopologyKind::Auto),
             &tcp("a", 1),
             &tcp("a", 1),
         );
@@ -156,37 +124,28 @@ mod tests {
     #[test]
     fn a_unix_socket_has_no_host_to_lend() {
         let asked = Address::Unix("/run/redis.sock".into());
-        let of = |topology| {
-            nodes(&layout(
-                told(&[(None, 1)]),
-                &sharding(topology, &[]),
-                &asked,
-                &asked,
-            ))
-        };
-        assert_eq!(of(Topology::Auto), [None]);
-        assert_eq!(of(Topology::Cluster), [None]);
+        let of = |topology| nodes(&layout(told(&[(None, 1)]), &configured(topology), &asked, &asked));
+        assert_eq!(of(TopologyKind::Auto), [None]);
+        assert_eq!(of(TopologyKind::Cluster), [None]);
     }
 
     #[test]
-    fn announced_addresses_are_mapped() {
-        let map = [
-            ("10.0.0.1:7001", "gate:1"),
-            ("10.0.0.1", "other"),
-            ("10.0.0.2:7002", "[fd00::1]:9"),
-            ("10.0.0.3", "fd00::2"),
-            ("db", "front:80"),
-        ];
-        let of = |host: Option<&str>, port| {
-            let sharding = sharding(Topology::Cluster, &map);
-            let layout = layout(told(&[(host, port)]), &sharding, &tcp("db", 1), &tcp("db", 1));
-            nodes(&layout)[0].clone().unwrap()
+    fn announced_addresses_are_mapped_that_of_the_asked_host_too() {
+        let pair = |announced: (&str, u16), reachable: (&str, u16)| AddressPair {
+            announced: tcp(announced.0, announced.1),
+            reachable: tcp(reachable.0, reachable.1),
         };
-        assert_eq!(of(Some("10.0.0.1"), 7001), tcp("gate", 1));
-        assert_eq!(of(Some("10.0.0.1"), 7003), tcp("other", 7003));
-        assert_eq!(of(Some("10.0.0.2"), 7002), tcp("fd00::1", 9));
-        assert_eq!(of(Some("10.0.0.2"), 1), tcp("10.0.0.2", 1));
-        assert_eq!(of(Some("10.0.0.3"), 5), tcp("fd00::2", 5));
-        assert_eq!(of(None, 1), tcp("front", 80));
+        let configured = Topology {
+            kind: TopologyKind::Cluster,
+            address_map: vec![
+                pair(("10.0.0.1", 7001), ("gate", 1)),
+                pair(("db", 7002), ("gate", 2)),
+            ],
+            shards: None,
+        };
+        let told = told(&[(Some("10.0.0.1"), 7001), (None, 7002), (Some("10.0.0.1"), 7003)]);
+        let layout = layout(told, &configured, &tcp("db", 1), &tcp("db", 1));
+        let reached = [tcp("gate", 1), tcp("gate", 2), tcp("10.0.0.1", 7003)].map(Some);
+        assert_eq!(nodes(&layout), reached);
     }
 }

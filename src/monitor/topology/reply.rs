@@ -292,7 +292,7 @@ mod tests {
             ("health", bulk("online")),
         ]);
         let flat = array([
-            shard(&[0, 99, 200, 299], vec![copy.clone(), owner_at("10.0.0.1", 7001)]),
+            shard(&[0, 99, 200, 299], vec![copy, owner_at("10.0.0.1", 7001)]),
             shard(&[], vec![owner_at("10.0.0.7", 7007)]),
             shard(&[100, 199, 300, 16383], vec![owner_at("10.0.0.2", 7002)]),
         ]);

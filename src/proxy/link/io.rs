@@ -47,7 +47,7 @@ struct Input {
 /// The life of a link.
 pub(super) async fn run(link: Rc<Link>, handshake: Vec<Step>) {
     let worker = Rc::clone(&link.worker);
-    let mut stream = match worker.dial(link.replica).await {
+    let mut stream = match worker.dial(link.place).await {
         Ok(stream) => stream,
         Err(error) => {
             tracing::debug!(replica = %worker.name(link.replica), %error, "connect failed");

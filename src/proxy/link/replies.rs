@@ -74,7 +74,11 @@ impl Link {
         range: Range<usize>,
         buf: &[u8],
     ) -> bool {
-        if self.trailing.get() > 0 || self.is_unasked(reply.kind, &buf[range.clone()]) {
+        let frame = &buf[range.clone()];
+        if self.trailing.get() > 0
+            || self.is_unasked(reply.kind, frame)
+            || reply.kind == b'-' && self.sends_elsewhere(frame)
+        {
             return false;
         }
         let mut inner = self.inner.borrow_mut();
@@ -141,6 +145,10 @@ impl Link {
             if let Some(owner) = owner {
                 owner.pass_on(frame);
             }
+            return Ok(());
+        }
+        if reply.is_error() && self.sends_elsewhere(frame) && self.is_singly_answered() {
+            self.send_elsewhere(frame);
             return Ok(());
         }
         let mut inner = self.inner.borrow_mut();
@@ -216,13 +224,41 @@ impl Link {
         Ok(())
     }
 
+    /// Whether a node says that keys are elsewhere, or on their way, and that is to be followed.
+    fn sends_elsewhere(&self, error: &[u8]) -> bool {
+        matches!(error_code(error), Some(b"MOVED" | b"ASK" | b"TRYAGAIN"))
+            && self.worker.has_nodes(self.replica)
+    }
+
+    /// Whether the next reply is the only one to a command of a session.
+    fn is_singly_answered(&self) -> bool {
+        let inner = self.inner.borrow();
+        inner.entries.front().is_some_and(|entry| {
+            let special = entry.special.as_ref();
+            entry.session.is_some() && special.is_none_or(|c| !matches!(c.expect, Expect::Own { .. }))
+        })
+    }
+
+    /// A node has not carried a command out, as its keys are elsewhere.
+    fn send_elsewhere(self: &Rc<Self>, reply: &[u8]) {
+        let Some((session, command, frame)) = self.take_oldest() else {
+            return;
+        };
+        if let Some((command, answer)) = session.redirected(self, command, frame, reply)
+            && let Ok(ReplyScan::Complete(reply)) = ReplyScanner::new().scan(&answer)
+        {
+            self.count_error(&answer);
+            session.reply(self, command, reply, &answer);
+        }
+    }
+
     fn count_error(&self, frame: &[u8]) {
         let code = ErrorCode::of(error_code(frame).unwrap_or_default());
         self.worker.metrics.replies_error[self.replica][code].inc();
         match code {
             ErrorCode::NoScript => {
                 let mut scripts = self.worker.scripts.borrow_mut();
-                scripts.scripts_forgotten_by(self.replica);
+                scripts.scripts_forgotten_by(self.place);
             }
             ErrorCode::Loading | ErrorCode::MasterDown | ErrorCode::ClusterDown => {
                 self.worker.report(self.replica, LinkEvidence::Unready);

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use super::{Session, State};
 use crate::proxy::command::Command;
 use crate::proxy::link::Link;
+use crate::proxy::topology::Place;
 use crate::proxy::worker::Current;
 use crate::replica::ReplicaId;
 
@@ -41,9 +42,14 @@ impl Session {
         if split.guarded && !st.written.is_on(replica, split, command.seq, &st.pipeline, now) {
             return None;
         }
+        if self.worker.topology.borrow().router(replica).is_some() {
+            // Which node it is, and whether it can be had, turns out later.
+            return Some(replica);
+        }
+        let place = Place::endpoint(replica);
         let link = match known {
-            Some(link) if link.replica == replica => link,
-            _ => self.get_shared(st, replica)?,
+            Some(link) if link.place == place => link,
+            _ => self.get_shared(st, place)?,
         };
         link.takes_commands().then_some(replica)
     }
@@ -58,12 +64,12 @@ impl Session {
                 || !st.sent.replicas().all(|replica| self.worker.uses(replica)))
     }
 
-    /// The session's shared link to `replica`, among those of its identity.
-    pub(super) fn get_shared(self: &Rc<Self>, st: &mut State, replica: ReplicaId) -> Option<Rc<Link>> {
+    /// The session's shared link to `place`, among those of its identity.
+    pub(super) fn get_shared(self: &Rc<Self>, st: &mut State, place: Place) -> Option<Rc<Link>> {
         let upstream = &self.worker.upstream;
         if st.group.is_none() {
             st.group = upstream.group(&self.worker, &st.intent.identity);
         }
-        upstream.shared(&self.worker, st.group.as_ref()?, replica, self.id)
+        upstream.shared(&self.worker, st.group.as_ref()?, place, self.id)
     }
 }

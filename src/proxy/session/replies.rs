@@ -47,10 +47,14 @@ impl Session {
     }
 
     /// The reply to a command that is not plain, whole or its last part.
-    pub(crate) fn reply(self: &Rc<Self>, link: &Rc<Link>, command: Command, reply: Reply, frame: &[u8]) {
+    pub(crate) fn reply(self: &Rc<Self>, link: &Rc<Link>, mut command: Command, reply: Reply, frame: &[u8]) {
         let mut state = self.state.borrow_mut();
         let st = &mut *state;
         st.sent.take(link.replica, 1);
+        if command.part().is_some() {
+            self.part_answered(st, link, command, frame);
+            return self.answered(state, link);
+        }
         st.pins -= u32::from(command.pins);
         let skipped = st.pipeline.is_head(command.seq) && !st.muted && std::mem::take(&mut st.skip_next);
         let inside = st.tx_answered == TxState::Open;
@@ -59,12 +63,13 @@ impl Session {
             let _ = st.tx_answered.step(command.tx);
         }
         let mut told = None;
+        let change = command.take_change();
         match command.tx {
             Tx::Exec => self.execute(st, link, reply, frame),
             Tx::Discard if !reply.is_error() => forget_queued(st),
             Tx::Reset => {
                 st.spoiling = false;
-                if let Some(change) = command.change
+                if let Some(change) = change
                     && !reply.is_error()
                 {
                     self.apply(st, link, *change, frame);
@@ -72,7 +77,7 @@ impl Session {
                 }
             }
             _ if inside && !reply.is_error() => {
-                if let Some(change) = command.change {
+                if let Some(change) = change {
                     st.queued_changes.push((st.queued + st.queued_more, change));
                 }
                 st.queued += 1;
@@ -81,7 +86,7 @@ impl Session {
                 }
             }
             _ => {
-                if let Some(change) = command.change {
+                if let Some(change) = change {
                     if reply.is_error() {
                         refused(st, &change, frame);
                     } else {
@@ -109,7 +114,7 @@ impl Session {
     }
 
     /// After a reply: what it lets go on.
-    fn answered(self: &Rc<Self>, mut state: std::cell::RefMut<'_, State>, link: &Rc<Link>) {
+    pub(super) fn answered(self: &Rc<Self>, mut state: std::cell::RefMut<'_, State>, link: &Rc<Link>) {
         let st = &mut *state;
         if st.streaming.is_some_and(|seq| !st.pipeline.is_head(seq)) {
             st.streaming = None;
@@ -335,14 +340,11 @@ impl Session {
     }
 
     /// The replica has agreed to a change.
-    fn apply(&self, st: &mut State, link: &Link, change: Change, frame: &[u8]) {
+    pub(super) fn apply(&self, st: &mut State, link: &Link, change: Change, frame: &[u8]) {
         match change {
             Change::Subscribe => return confirm(&mut st.intent, frame),
             Change::Script(kind, command) => {
-                self.worker
-                    .scripts
-                    .borrow_mut()
-                    .told(kind, &command, link.replica);
+                self.worker.scripts.borrow_mut().told(kind, &command, link.place);
                 return;
             }
             Change::Reset => {
@@ -417,7 +419,13 @@ fn resync(st: &mut State) {
     if !matches!(st.tx, TxState::Broken(_) | TxState::WatchLost) {
         st.tx = st.tx_answered;
         for held in &st.limbo {
+            if held.command.opens() {
+                let _ = st.tx.step(Tx::Multi);
+            }
             let _ = st.tx.step(held.command.tx);
+        }
+        if st.opening {
+            let _ = st.tx.step(Tx::Multi);
         }
     }
 }

@@ -10,9 +10,11 @@ use bytes::Bytes;
 use super::{Session, State};
 use crate::metrics::{DisconnectReason, HoldEnd, SessionKind};
 use crate::proxy::command::{Command, Expect, Given, Held, Tx};
+use crate::proxy::intent::Step;
 use crate::proxy::link::{End, Frame, Link, Phase};
+use crate::proxy::part::{self, Again};
 use crate::proxy::recover::{Broken, Local, Recovery, TxState, Verdict};
-use crate::replica::ReplicaId;
+use crate::proxy::topology::Place;
 use crate::resp;
 
 impl Session {
@@ -55,6 +57,7 @@ impl Session {
             command,
             frame,
             since: held.then(|| self.worker.now()),
+            not_before: None,
         });
         if held {
             self.worker.hold_adds(len);
@@ -75,10 +78,10 @@ impl Session {
     }
 
     /// A command waits no more.
-    fn unhold(&self, st: &mut State, held: &Held, end: HoldEnd) {
-        st.limbo_bytes -= held.frame.len();
-        if let Some(since) = held.since {
-            self.worker.hold_frees(held.frame.len(), since, end);
+    pub(super) fn unhold(&self, st: &mut State, len: usize, since: Option<Instant>, end: HoldEnd) {
+        st.limbo_bytes -= len;
+        if let Some(since) = since {
+            self.worker.hold_frees(len, since, end);
         }
     }
 
@@ -104,9 +107,9 @@ impl Session {
         let multi = st
             .limbo
             .range(from..)
-            .position(|held| held.command.tx == Tx::Multi);
+            .position(|held| held.command.tx == Tx::Multi || held.command.opens());
         for held in multi.map(|n| st.limbo.split_off(from + n)).unwrap_or_default() {
-            self.unhold(st, &held, HoldEnd::Overflow);
+            self.unhold(st, held.frame.len(), held.since, HoldEnd::Overflow);
             let local = if held.command.tx == Tx::Multi {
                 Local::Ok
             } else {
@@ -123,6 +126,10 @@ impl Session {
         let mut sent = 0;
         let mut state = self.state.borrow_mut();
         let st = &mut *state;
+        if self.worker.sharded.get() || st.limbo.front().is_some_and(|front| front.command.opens()) {
+            drop(state);
+            return self.advance_sharded();
+        }
         let Some(route) = self.worker.route.get() else {
             return 0;
         };
@@ -151,8 +158,9 @@ impl Session {
                 }
                 None => route.write,
             };
+            let place = Place::endpoint(to);
             let Some(link) = st.link.clone() else {
-                st.link = self.get_link(st, to, own);
+                st.link = self.get_link(st, place, own);
                 match &st.link {
                     Some(link) if link.phase() != Phase::Connecting && link.phase() != Phase::Greeting => {
                         continue;
@@ -160,7 +168,7 @@ impl Session {
                     _ => break,
                 }
             };
-            if link.is_shared() && (own || link.replica != to) {
+            if link.is_shared() && (own || link.place != place) {
                 st.link = None;
                 continue;
             }
@@ -194,17 +202,22 @@ impl Session {
                 break;
             }
             let Some(held) = st.limbo.pop_front() else { break };
-            self.unhold(st, &held, HoldEnd::Resumed);
+            self.unhold(st, held.frame.len(), held.since, HoldEnd::Resumed);
             self.send(st, &link, held.command, Frame::Borrowed(&held.frame));
             sent += 1;
         }
+        self.emptied(st);
+        sent
+    }
+
+    /// After something was sent of what waited.
+    pub(super) fn emptied(&self, st: &mut State) {
         if st.limbo.is_empty() {
             st.limbo = VecDeque::new();
             if std::mem::take(&mut st.paused) {
                 self.wake();
             }
         }
-        sent
     }
 
     /// Whether a command that has waited needs a link of the session's own, as things stand on the current one.
@@ -216,23 +229,32 @@ impl Session {
             || self.always_owns()
     }
 
-    /// A shared link to `replica`, or one of the session's `own`.
-    pub(super) fn get_link(
-        self: &Rc<Self>,
-        st: &mut State,
-        replica: ReplicaId,
-        own: bool,
-    ) -> Option<Rc<Link>> {
+    /// A shared link to `place`, or one of the session's `own`.
+    pub(super) fn get_link(self: &Rc<Self>, st: &mut State, place: Place, own: bool) -> Option<Rc<Link>> {
         if !own {
-            let shared = self.get_shared(st, replica);
+            let shared = self.get_shared(st, place);
             if st.group.is_some() {
                 return shared;
             }
             // Too many identities share links already.
             st.tainted = true;
         }
+        self.get_own(st, place, Vec::new())
+    }
+
+    /// A link of the session's own to `place`; `then` is what is said of a transaction that is to be there.
+    pub(super) fn get_own(
+        self: &Rc<Self>,
+        st: &mut State,
+        place: Place,
+        then: Vec<Step>,
+    ) -> Option<Rc<Link>> {
         let upstream = &self.worker.upstream;
-        let link = upstream.dedicated(&self.worker, replica, self, &st.intent)?;
+        let opens = !then.is_empty();
+        let link = upstream.dedicated(&self.worker, place, self, &st.intent, then)?;
+        if opens {
+            link.opens();
+        }
         (st.tx_sent, st.tx_answered) = Default::default();
         (st.spoiled, st.spoiling) = (false, false);
         if st.intent.tracks() {
@@ -273,7 +295,7 @@ impl Session {
                     st.tx = TxState::Broken(Broken::Abort);
                     break;
                 };
-                self.unhold(st, &held, HoldEnd::Expired);
+                self.unhold(st, held.frame.len(), held.since, HoldEnd::Expired);
                 self.refuse(
                     st,
                     &held.command,
@@ -288,7 +310,7 @@ impl Session {
                 inside = match held.command.tx {
                     Tx::Multi => true,
                     Tx::Exec | Tx::Discard => false,
-                    _ => inside,
+                    _ => inside || held.command.opens(),
                 };
                 if !inside {
                     break;
@@ -308,9 +330,9 @@ impl Session {
     }
 
     /// The replica does not grant this session what it was granted elsewhere: that is the answer to all that waits.
-    fn pass_refusal(&self, st: &mut State, words: &[u8]) {
+    pub(super) fn pass_refusal(&self, st: &mut State, words: &[u8]) {
         for held in std::mem::take(&mut st.limbo) {
-            self.unhold(st, &held, HoldEnd::Resumed);
+            self.unhold(st, held.frame.len(), held.since, HoldEnd::Resumed);
             self.answer(st, &held.command, words);
         }
         st.tx = match st.tx {
@@ -383,16 +405,22 @@ impl Session {
                 self.worker.metrics.retried.inc();
             }
             if self.settle(st, &command, verdict) {
-                self.wait_with(st, command, Frame::Borrowed(&frame), true);
+                match part::again(command, frame) {
+                    Again::This(command, frame) => {
+                        self.wait_with(st, command, Frame::Borrowed(&frame), true);
+                    }
+                    Again::Nothing => {}
+                    Again::Unknown(command) => {
+                        let _ = self.settle(st, &command, Verdict::Answer(Local::OutcomeUnknown));
+                    }
+                }
             }
         }
         self.resettle(st, &mut limbo, recovery);
         // What other links have given back, or could not take, may be older or newer.
-        let pipeline = &st.pipeline;
-        st.limbo
-            .make_contiguous()
-            .sort_by_key(|held| pipeline.before(held.command.seq));
+        st.sort_limbo();
         (st.tx_sent, st.tx_answered) = Default::default();
+        st.keyless = None;
         super::replies::forget_queued(st);
         if link.has_served() {
             self.put(st, st.intent.invalidation());
@@ -420,13 +448,16 @@ impl Session {
             if self.settle(st, &held.command, verdict) {
                 st.limbo.push_back(held);
             } else {
-                self.unhold(st, &held, HoldEnd::Resumed);
+                self.unhold(st, held.frame.len(), held.since, HoldEnd::Resumed);
             }
         }
         let after = recovery.finish();
         // What has been answered here since knows better.
         if !st.tx.is_lost() {
             st.tx = after;
+            if st.opening {
+                let _ = st.tx.step(Tx::Multi);
+            }
         }
     }
 

@@ -5,7 +5,7 @@
 //! | `GET /status` | regions with addresses and pids, links with offsets, lag and counters |
 //! | `GET /converged?timeout_ms=5000` | 200 once every link has caught up, 504 and what is behind otherwise |
 //! | `POST /heal` | ends every fault |
-//! | `POST /regions/{name}/{verb}` | `kill` `restart?keep=true` `hang` `unhang` `loading?ms=` `stale?kind=min-replicas\|outbound` `unstale` `out-of-memory` `free-memory` `pause-writes?ms=` `unpause` `cut` `stall` `delay?to_server_ms=&to_client_ms=` `dribble?bytes=&interval_ms=` `half-open?dead=to-server\|to-client` `heal-network` `heal` |
+//! | `POST /regions/{name}/{verb}` | `kill` `restart?keep=true` `hang` `unhang` `loading?ms=` `stale?kind=min-replicas\|outbound` `unstale` `out-of-memory` `free-memory` `pause-writes?ms=` `unpause` `cut` `stall` `delay?to_server_ms=&to_client_ms=` `dribble?bytes=&interval_ms=` `half-open?dead=to-server\|to-client` `heal-network` `heal` `move-slots?slots=0-99&to_shard=1` |
 //! | `POST /links/{from}/{to}/{verb}` | `cut` `heal` `delay?ms=` `flap?period_ms=` |
 //!
 //! Where regions have shards, `shard=1` names one of a region, `from_shard=1` and `to_shard=0` those of a link; without it all
@@ -94,6 +94,7 @@ struct Details {
     shard: Option<usize>,
     from_shard: Option<usize>,
     to_shard: Option<usize>,
+    slots: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -195,6 +196,12 @@ async fn region(
         }
         "heal-network" => rig.heal_network(at).await,
         "heal" => rig.heal(at).await,
+        "move-slots" => {
+            let slots = details.slots.as_deref().and_then(|slots| slots.parse().ok());
+            let slots = slots.ok_or(Refusal::Query("slots, such as 0-99"))?;
+            let to_shard = details.to_shard.ok_or(Refusal::Query("to_shard"))?;
+            rig.move_slots(&name, slots, to_shard).await
+        }
         _ => return Err(Refusal::Unknown(anyhow::anyhow!("a region has no verb {verb:?}"))),
     }?;
     Ok(done(&verb))

@@ -27,6 +27,9 @@ use crate::commands::Commands;
 use crate::shard::process::ReservedPort;
 use crate::slots::SlotRange;
 
+/// Room for one read.
+const READ_SIZE: usize = 64 << 10;
+
 /// What a front stands before.
 #[derive(Debug)]
 pub(crate) struct Plan {

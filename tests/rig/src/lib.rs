@@ -11,6 +11,9 @@
 //! - [`Syncer`] applies one server's writes and messages on another, exactly once, without loops.
 //! - [`control`] serves a rig's faults over HTTP; the binary `rig` is that with a command line.
 //!
+//! A region is one server, or several: behind one address that routes by slot, or as a cluster ([`Form`]). Regions may be
+//! divided differently. Methods take a region, or one shard of it ([`At`]): `"local"`, `("local", 1)`.
+//!
 //! What replicates is the *effect* of a command, in the order of its source. Nothing resolves conflicts: concurrent
 //! writes to one key converge where they commute (INCR, SADD of different members), and otherwise may differ.
 //! See the README beside this crate for the whole picture.

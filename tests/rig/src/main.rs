@@ -57,7 +57,7 @@ The control API (POST unless said otherwise):
   /regions/NAME/kill | restart?keep=true | hang | unhang | loading?ms=2000 | stale?kind=min-replicas (or outbound)
     | unstale | out-of-memory | free-memory | pause-writes?ms=2000 | unpause | cut | stall
     | delay?to_server_ms=50&to_client_ms=50 | dribble?bytes=1&interval_ms=10 | half-open?dead=to-client (or to-server)
-    | heal-network | heal
+    | heal-network | heal | move-slots?slots=0-99&to_shard=1
   /links/FROM/TO/cut | heal | delay?ms=200 | flap?period_ms=1000
 Where regions have shards, &shard=1 names one of a region, &from_shard=1 and &to_shard=0 those of a link.")]
 struct Run {
@@ -76,7 +76,7 @@ struct Run {
     /// Regions whose applications bypass the relay, for measurements.
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     direct: Vec<String>,
-    /// How the regions are divided: plain (one server each) or front (servers behind one address).
+    /// How the regions are divided: plain (one server each), front (servers behind one address) or cluster.
     #[arg(long, value_parser = form, default_value = "plain")]
     form: Form,
     /// Servers of each region: one number for all, or one for each.
@@ -85,6 +85,9 @@ struct Run {
     /// Let fronts refuse CLUSTER, as an endpoint does whose cluster API is switched off.
     #[arg(long)]
     no_cluster_api: bool,
+    /// Let a cluster's nodes announce their own addresses instead of their relays'.
+    #[arg(long)]
+    announce_servers: bool,
     /// Print one line of JSON (the control's address, and what GET /status answers) instead of text.
     #[arg(long)]
     json: bool,
@@ -148,6 +151,7 @@ async fn run_rig(run: Run) -> anyhow::Result<()> {
     };
     options.password = run.password;
     (options.form, options.shards) = (run.form, run.shards);
+    options.announce_servers = run.announce_servers;
     options.cluster_api = !run.no_cluster_api;
     options.direct = run.direct.into_iter().collect();
     let listener = tokio::net::TcpListener::bind(run.control)

@@ -16,6 +16,8 @@ pub enum Form {
     Plain,
     /// Several servers behind one address that routes keys and channels.
     Front,
+    /// A cluster of masters, for clients that follow `MOVED`.
+    Cluster,
 }
 
 /// Most shards of a region.
@@ -46,6 +48,9 @@ pub struct RigOptions {
     pub shards: Vec<usize>,
     /// Whether a front answers CLUSTER; an endpoint whose cluster API is switched off does not.
     pub cluster_api: bool,
+    /// Whether a cluster's nodes announce their own addresses instead of their relays': addresses from which clients would
+    /// bypass the relays.
+    pub announce_servers: bool,
 }
 
 impl Default for RigOptions {
@@ -66,6 +71,7 @@ impl RigOptions {
             form: Form::Plain,
             shards: vec![1],
             cluster_api: true,
+            announce_servers: false,
         }
     }
 
@@ -106,6 +112,21 @@ impl RigOptions {
     pub fn front(mut self, shards: impl IntoIterator<Item = usize>) -> Self {
         self.form = Form::Front;
         self.shards = shards.into_iter().collect();
+        self
+    }
+
+    /// Makes each region a cluster of so many masters: one number for all, or one for each.
+    #[must_use]
+    pub fn cluster(mut self, shards: impl IntoIterator<Item = usize>) -> Self {
+        self.form = Form::Cluster;
+        self.shards = shards.into_iter().collect();
+        self
+    }
+
+    /// Lets a cluster's nodes announce their own addresses instead of their relays'.
+    #[must_use]
+    pub fn announce_servers(mut self) -> Self {
+        self.announce_servers = true;
         self
     }
 

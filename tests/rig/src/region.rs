@@ -2,6 +2,8 @@
 //!
 //! It owns both, and knows which shard owns which slot. It knows nothing of other regions; links are the rig's.
 
+mod cluster;
+
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -49,7 +51,7 @@ pub struct Region {
     // Before the shards: it ends first, so that nobody sees it without them.
     gate: Option<Gate>,
     shards: Vec<Shard>,
-    owners: RwLock<Owners>,
+    owners: Arc<RwLock<Owners>>,
     commands: Arc<Commands>,
 }
 
@@ -68,14 +70,11 @@ impl Region {
         let count = options.shards_of(name);
         let shard_name = |shard| match options.form {
             Form::Plain => name.to_owned(),
-            Form::Front => format!("{name}/{shard}"),
+            Form::Front | Form::Cluster => format!("{name}/{shard}"),
         };
-        let shard = |shard| {
-            let (password, args) = (options.password.clone(), options.server_args.clone());
-            Shard::new(&shard_name(shard), password, args, bypass)
-        };
+        let shard = |shard| Shard::new(&shard_name(shard), options, bypass);
         let gate = match options.form {
-            Form::Plain => None,
+            Form::Plain | Form::Cluster => None,
             Form::Front => Some(Gate::reserve()?),
         };
         Ok(Self {
@@ -85,7 +84,7 @@ impl Region {
             form: options.form,
             gate,
             shards: (0..count).map(shard).collect::<anyhow::Result<_>>()?,
-            owners: RwLock::new(Owners::even(count)),
+            owners: Arc::new(RwLock::new(Owners::even(count))),
             commands: Arc::default(),
         })
     }
@@ -214,6 +213,17 @@ impl Region {
     pub(crate) fn owner(&self, slot: u16) -> usize {
         let owners = self.owners.read().unwrap_or_else(PoisonError::into_inner);
         owners.of(slot)
+    }
+
+    /// Gives back the former ones.
+    pub(crate) fn replace_owners(&self, owners: Owners) -> Owners {
+        let mut place = self.owners.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *place, owners)
+    }
+
+    /// Who owns which slot, now and later.
+    pub(crate) fn owners_shared(&self) -> &Arc<RwLock<Owners>> {
+        &self.owners
     }
 
     /// Those of its relays that applications pass on their way to one shard, or to the region as a whole.

@@ -4,6 +4,7 @@
 
 mod faults;
 mod links;
+mod reshard;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,6 +75,8 @@ pub struct Rig {
     links: Links,
     regions: Vec<Region>,
     commands: Arc<Commands>,
+    /// One move of slots at a time.
+    moving: tokio::sync::Mutex<()>,
 }
 
 impl Rig {
@@ -88,6 +91,7 @@ impl Rig {
             links: Links::default(),
             regions: regions.collect::<anyhow::Result<_>>()?,
             commands: Arc::default(),
+            moving: tokio::sync::Mutex::default(),
         };
         // Nobody can write yet: all are empty, and each has all of the others.
         let shards = rig.regions.iter().flat_map(Region::shards);
@@ -99,9 +103,10 @@ impl Rig {
         for region in &mut rig.regions {
             region.learn(&rig.commands, options.cluster_api);
         }
+        try_join_all(rig.regions.iter().map(Region::form_cluster)).await?;
         rig.begin_equal().await?;
         try_join_all(rig.regions.iter().map(Region::open)).await?;
-        rig.connect();
+        rig.connect().await?;
         rig.wait_converged(Duration::from_secs(20))
             .await
             .context("the links do not stand")?;

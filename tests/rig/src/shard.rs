@@ -17,10 +17,11 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::endpoint::Endpoint;
+use crate::options::{Form, RigOptions};
 use crate::relay::{NetworkFaults, Relay};
 use crate::slots::SlotRange;
 use crate::syncer::RefusalLock;
-use process::{Boot, Process};
+use process::{Boot, Process, ReservedPort};
 
 /// The rig's own commands (faults, `command`) wait this long for an answer.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(2);
@@ -58,17 +59,28 @@ pub struct Shard {
     direct: Endpoint,
     control: Endpoint,
     pub(crate) refusals: RefusalLock,
+    /// Where other nodes of its cluster reach it, when it is one.
+    bus: Option<ReservedPort>,
 }
 
 impl Shard {
-    pub(crate) fn new(
-        name: &str,
-        password: Option<String>,
-        args: Vec<String>,
-        bypass: bool,
-    ) -> anyhow::Result<Self> {
-        let process = Process::new(name, password.clone(), args)?;
+    pub(crate) fn new(name: &str, options: &RigOptions, bypass: bool) -> anyhow::Result<Self> {
+        let password = options.password.clone();
+        let mut process = Process::new(name, password.clone())?;
         let server = process.addr();
+        let relay = Relay::start(server)?;
+        let bus = (options.form == Form::Cluster)
+            .then(ReservedPort::take)
+            .transpose()?;
+        if let Some(bus) = &bus {
+            let announced = if bypass || options.announce_servers {
+                server
+            } else {
+                relay.addr()
+            };
+            process.join_cluster(bus.addr(), announced);
+        }
+        process.arguments(&options.server_args);
         let direct = Endpoint::tcp(&server.ip().to_string(), server.port(), password.as_deref())?;
         let control = Endpoint::unix(&process.socket_path(), password.as_deref())?;
         Ok(Self {
@@ -76,13 +88,19 @@ impl Shard {
             password,
             bypass,
             server,
-            relay: Relay::start(server)?,
+            relay,
             process: Mutex::new(process),
             pid: AtomicU32::new(0),
             direct,
             control,
             refusals: RefusalLock::default(),
+            bus,
         })
+    }
+
+    /// Where other nodes of its cluster reach it.
+    pub(crate) fn bus(&self) -> Option<SocketAddr> {
+        self.bus.as_ref().map(ReservedPort::addr)
     }
 
     /// The region's name, with the shard's number where there are several: `local/1`.

@@ -11,6 +11,7 @@
 //! Within a cell each region is one server, so that a cell replicates as a rig of single servers does.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
@@ -49,6 +50,20 @@ impl SlotRange {
     #[must_use]
     pub fn meets(self, other: Self) -> bool {
         self.first <= other.last && other.first <= self.last
+    }
+}
+
+/// As [`Display`](fmt::Display) writes it.
+impl FromStr for SlotRange {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let number = |text: &str| text.parse::<u16>().ok().filter(|&slot| slot < SLOTS);
+        match (number(first), number(last)) {
+            (Some(first), Some(last)) if first <= last => Ok(Self { first, last }),
+            _ => anyhow::bail!("not slots: {text:?}; such as 0-5460, or 7"),
+        }
     }
 }
 
@@ -127,6 +142,29 @@ impl Owners {
         self.0.iter().map(|(range, _)| range)
     }
 
+    /// Lets a range begin at this slot, whoever owns it.
+    pub(crate) fn cut(&mut self, at: u16) {
+        let found = self
+            .0
+            .iter()
+            .position(|(range, _)| range.contains(at) && range.first < at);
+        if let Some(place) = found {
+            let (range, shard) = self.0[place];
+            self.0[place].0.last = at - 1;
+            self.0
+                .insert(place + 1, (SlotRange { first: at, ..range }, shard));
+        }
+    }
+
+    /// Makes a shard the owner of slots at whose ends the ranges are cut.
+    pub(crate) fn assign(&mut self, slots: SlotRange, new: usize) {
+        for (range, shard) in &mut self.0 {
+            if slots.covers(*range) {
+                *shard = new;
+            }
+        }
+    }
+
     /// The shard's slots.
     pub(crate) fn slots(&self, wanted: usize) -> Vec<SlotRange> {
         let own = self.0.iter().filter(|&&(_, shard)| shard == wanted);
@@ -164,6 +202,35 @@ mod tests {
         for wanted in [0, 1, 8191, SLOTS - 1] {
             assert_eq!(slot(tag(wanted).as_bytes()), wanted);
         }
+    }
+
+    #[test]
+    fn ranges_are_read_as_they_are_written() {
+        for text in ["0-5460", "7", "16383"] {
+            assert_eq!(text.parse::<SlotRange>().expect("slots").to_string(), text);
+        }
+        for wrong in ["", "5-4", "0-16384", "a", "1-2-3", "-1"] {
+            let error = wrong.parse::<SlotRange>().expect_err("no slots");
+            assert!(error.to_string().contains(wrong), "{error}");
+        }
+    }
+
+    #[test]
+    fn slots_change_hands_as_whole_ranges() {
+        let mut owners = Owners::even(2);
+        let moved = SlotRange {
+            first: 100,
+            last: 199,
+        };
+        owners.cut(moved.first);
+        owners.cut(moved.last + 1);
+        owners.cut(0);
+        owners.cut(SLOTS);
+        assert_eq!(owners.ranges().count(), 4);
+        assert_eq!(owners.of(150), 0, "a cut moves nothing");
+        owners.assign(moved, 1);
+        assert_eq!([99, 100, 199, 200].map(|slot| owners.of(slot)), [0, 1, 1, 0]);
+        assert_eq!(owners.slots(1)[0], moved);
     }
 
     #[test]

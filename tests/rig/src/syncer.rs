@@ -20,8 +20,10 @@ pub(crate) mod scripts;
 mod server;
 mod session;
 mod stream;
+mod tape;
 mod wide;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -34,6 +36,8 @@ use crate::slots::SlotRange;
 pub(crate) use scope::{Division, Scope};
 use scripts::BooksOf;
 pub(crate) use server::RefusalLock;
+use server::Server;
+pub(crate) use tape::Tape;
 
 /// Wait before the next try after a failure: the first, and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
@@ -86,7 +90,7 @@ pub enum SyncerState {
     Copying,
     /// Attached, applying effects as they come.
     Streaming,
-    /// Cut by the operator; keeps its place.
+    /// Cut by the operator, or held while slots move; keeps its place.
     Cut,
 }
 
@@ -119,6 +123,8 @@ pub struct SyncerStatus {
     pub partial_resyncs: u64,
     /// Attachments that could not (`+FULLRESYNC`), followed by a copy.
     pub full_resyncs: u64,
+    /// The number of the next of the messages that are no part of the stream.
+    pub messages: u64,
     /// The latest error, kept after recovery.
     pub last_error: Option<String>,
 }
@@ -130,15 +136,26 @@ pub(crate) struct LinkControl {
     pub(crate) delay: Duration,
     /// Grows with each order that ends or begins a flapping: a flapping of an older order changes nothing any more.
     pub(crate) order: u64,
+    /// Held by the rig itself while a cell moves; healing does not end it.
+    pub(crate) held: bool,
+    /// What belongs to no cell of the source is for this syncer.
+    pub(crate) rest: bool,
 }
 
 impl LinkControl {
     /// Without faults.
     pub(crate) fn heal(&mut self) {
         *self = Self {
+            cut: false,
+            delay: Duration::ZERO,
             order: self.order + 1,
-            ..Self::default()
+            ..*self
         };
+    }
+
+    /// Whether nothing may pass.
+    fn stopped(&self) -> bool {
+        self.cut || self.held
     }
 }
 
@@ -151,6 +168,8 @@ pub(crate) struct Side {
     pub(crate) shard: usize,
     pub(crate) endpoint: Endpoint,
     pub(crate) refusals: RefusalLock,
+    /// Where its messages are, when they are not in its stream.
+    pub(crate) tape: Option<Arc<Tape>>,
 }
 
 impl Side {
@@ -161,21 +180,36 @@ impl Side {
             shard: 0,
             endpoint,
             refusals: RefusalLock::default(),
+            tape: None,
         }
     }
 }
 
-/// Writes into `to`'s books of the cell that it has all of what the sources have now: true only when all of them are empty.
-/// With it no copy is needed at the start.
-pub(crate) async fn begin_equal(to: &Side, sources: &[Side], cell: SlotRange) -> anyhow::Result<()> {
+/// Writes into `to`'s books of the cell that it has all of what the sources have now: true only when they have nothing of
+/// the cell. With it no copy is needed at the start.
+pub(crate) async fn begin_equal(to: &Side, sources: &[Side], cell: SlotRange) -> Result<(), SyncError> {
     let books_of = BooksOf::cell(cell);
-    let mut here = server::Server::connect(to, &books_of).await?;
+    let mut here = Server::connect(to, &books_of).await?;
+    let known = here.books().await?.from;
     for side in sources {
-        let there = server::Server::connect(side, &books_of).await?.books().await?;
-        let place = there.lineage.at(there.lineage.offset, 0);
-        here.apply(&books::field(&side.id), None, &place, &[]).await?;
+        let there = Server::connect(side, &books_of).await?.lineage().await?;
+        let place = there.at(there.offset, 0);
+        let before = known.get(&side.id);
+        here.apply(&books::field(&side.id), before, &place, &[]).await?;
     }
     Ok(())
+}
+
+/// Divides the books of the cell: each part begins with what the cell has. Its syncers must be held.
+pub(crate) async fn split_books(at: &Side, cell: SlotRange, parts: &[SlotRange]) -> Result<(), SyncError> {
+    let mut server = Server::connect(at, &BooksOf::cell(cell)).await?;
+    server.split(parts).await.map(drop)
+}
+
+/// Strikes `source`, which has nothing of the cell any more, from the cell's books.
+pub(crate) async fn forget(at: &Side, source: &Side, cell: SlotRange) -> Result<(), SyncError> {
+    let mut server = Server::connect(at, &BooksOf::cell(cell)).await?;
+    server.forget(&books::field(&source.id)).await.map(drop)
 }
 
 /// A running syncer; dropping it ends it.
@@ -192,11 +226,12 @@ impl Syncer {
     /// in the destination's books: give the same ones each time, and the same ones to the syncer of the other direction.
     pub fn between(from_name: &str, from: Endpoint, to_name: &str, to: Endpoint) -> Self {
         let (from, to) = (Side::alone(from_name, from), Side::alone(to_name, to));
-        Self::spawn(from, to, Scope::everything())
+        Self::spawn(from, to, Scope::everything(), LinkControl::default(), 0)
     }
 
-    pub(crate) fn spawn(from: Side, to: Side, scope: Scope) -> Self {
-        let (control, wanted) = watch::channel(LinkControl::default());
+    /// `messages` is the number of the first message of the source's tape that is for it.
+    pub(crate) fn spawn(from: Side, to: Side, scope: Scope, control: LinkControl, messages: u64) -> Self {
+        let (control, wanted) = watch::channel(control);
         let (progress, status) = watch::channel(SyncerStatus {
             from: from.region.clone(),
             from_shard: from.shard,
@@ -211,10 +246,12 @@ impl Syncer {
             failed: 0,
             partial_resyncs: 0,
             full_resyncs: 0,
+            messages,
             last_error: None,
         });
         let task = tokio::spawn(
             Link {
+                played: messages,
                 books_of: BooksOf::cell(scope.cell),
                 from,
                 to,
@@ -244,10 +281,20 @@ impl Syncer {
 
     /// Cuts the link, and returns once nothing more can get through.
     pub(crate) async fn cut(&self) {
-        self.control.send_modify(|wanted| {
+        self.stop(|wanted| {
             wanted.cut = true;
             wanted.order += 1;
-        });
+        })
+        .await;
+    }
+
+    /// As a cut, but not the operator's: healing does not end it.
+    pub(crate) async fn hold(&self) {
+        self.stop(|wanted| wanted.held = true).await;
+    }
+
+    async fn stop(&self, order: impl FnOnce(&mut LinkControl)) {
+        self.control.send_modify(order);
         // An error means that the task is gone: then nothing gets through either.
         let _ = self
             .status
@@ -299,15 +346,17 @@ struct Link {
     progress: watch::Sender<SyncerStatus>,
     /// Where we stood when the destination's process was last seen: lets us tell a FLUSHALL from a loss of all data.
     seen: Option<session::Seen>,
+    /// The number of the next message of the source's tape.
+    played: u64,
 }
 
 impl Link {
     async fn run(mut self) {
         let mut wait = RETRY.0;
         loop {
-            if self.wanted.borrow_and_update().cut {
+            if self.wanted.borrow_and_update().stopped() {
                 self.set_state(SyncerState::Cut);
-                if self.wanted.wait_for(|wanted| !wanted.cut).await.is_err() {
+                if self.wanted.wait_for(|wanted| !wanted.stopped()).await.is_err() {
                     return;
                 }
             }

@@ -2,8 +2,12 @@
 //! as a client sees it.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#[path = "rig/cluster.rs"]
+mod cluster;
 #[path = "rig/control.rs"]
 mod control;
+#[path = "rig/counting.rs"]
+mod counting;
 #[path = "rig/front.rs"]
 mod front;
 #[path = "rig/links.rs"]
@@ -12,6 +16,8 @@ mod links;
 mod network;
 #[path = "rig/replication.rs"]
 mod replication;
+#[path = "rig/reshard.rs"]
+mod reshard;
 #[path = "rig/resync.rs"]
 mod resync;
 #[path = "rig/servers.rs"]

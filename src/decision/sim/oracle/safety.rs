@@ -28,7 +28,17 @@ impl Oracle {
         if at < self.active_since + grace {
             return fail("another replica became active only", self.active_since);
         }
-        if let Some(woke) = self.woke.filter(|woke| at < *woke + grace) {
+        // On trial a stall begins the step anew.
+        let on_trial = self
+            .trial
+            .is_some_and(|(_, since)| self.woke.is_some_and(|woke| since < woke));
+        let steps = u32::try_from(setup.policy.read_steps.len()).unwrap_or(1).max(1);
+        let watched = if on_trial {
+            grace.min(setup.policy.soak / steps)
+        } else {
+            grace
+        };
+        if let Some(woke) = self.woke.filter(|woke| at < *woke + watched) {
             return fail("nobody watched", woke);
         }
         let longer = grace * 2_u32.pow(self.relapses.min(3));

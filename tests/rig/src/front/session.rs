@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::local::{Class, classify, state_name};
 use super::upstream::{Heard, Upstream};
-use super::{Plan, State, cluster};
+use super::{Plan, READ_SIZE, State, cluster};
 use crate::commands::Route;
 use crate::resp::{bulk, command, take_request};
 
@@ -114,6 +114,7 @@ pub(super) async fn serve(client: TcpStream, plan: Arc<Plan>, state: watch::Rece
             if session.quitting && session.owed.is_empty() {
                 return Ok(());
             }
+            buffer.reserve(READ_SIZE);
             tokio::select! {
                 read = reads.read_buf(&mut buffer), if !session.quitting && session.owed.len() < OWED_MOST => {
                     if read? == 0 {

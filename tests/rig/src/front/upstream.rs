@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::READ_SIZE;
 use crate::resp::{Answers, push};
 
 /// A shard that does not accept within this is dead.
@@ -145,6 +146,7 @@ async fn carry(
                     return Ok(());
                 }
             }
+            answers.buffer.reserve(READ_SIZE);
             if reads.read_buf(&mut answers.buffer).await? == 0 {
                 return io::Result::Ok(());
             }

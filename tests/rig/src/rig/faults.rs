@@ -10,7 +10,7 @@ use futures_util::future::{BoxFuture, join_all};
 use super::{At, Rig};
 use crate::relay::{Direction, NetworkFaults};
 use crate::shard::Shard;
-use crate::syncer::{LinkControl, Syncer};
+use crate::syncer::LinkControl;
 
 /// What a server that starts again starts with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,18 @@ impl Rig {
         done.into_iter().collect()
     }
 
+    /// A cluster takes a node back after some seconds; others are well at once. One with other dead or hung nodes is left to
+    /// itself.
+    async fn rejoin(&self, at: At<'_>) -> anyhow::Result<()> {
+        let (region, _) = self.at(at)?;
+        let mut shards = region.shards().iter();
+        if shards.all(|shard| shard.pid().is_some() && !shard.is_frozen()) {
+            region.wait_cluster().await?;
+            self.hear(region).await?;
+        }
+        Ok(())
+    }
+
     /// SIGKILL: connections break, new ones are refused. Ended by [`restart`](Self::restart).
     ///
     /// # Errors
@@ -49,7 +61,9 @@ impl Rig {
     /// # Errors
     /// When there is no such region, nothing to load, or it does not start.
     pub async fn restart<'a>(&self, at: impl Into<At<'a>>, data: Data) -> anyhow::Result<()> {
-        self.each(at.into(), |shard| shard.restart(data).boxed()).await
+        let at = at.into();
+        self.each(at, |shard| shard.restart(data).boxed()).await?;
+        self.rejoin(at).await
     }
 
     /// SIGSTOP: connections are accepted (by the kernel) and never answered. Ended by [`unhang`](Self::unhang).
@@ -98,7 +112,7 @@ impl Rig {
     /// applied.
     ///
     /// # Errors
-    /// When there is no such region, or it does not answer.
+    /// When there is no such region, it does not answer, or it is a cluster, whose nodes cannot be made so.
     pub async fn stale_outbound<'a>(&self, at: impl Into<At<'a>>) -> anyhow::Result<()> {
         self.each(at.into(), |shard| shard.follow_nobody().boxed()).await
     }
@@ -151,6 +165,7 @@ impl Rig {
     pub async fn heal<'a>(&self, at: impl Into<At<'a>>) -> anyhow::Result<()> {
         let at = at.into();
         self.each(at, |shard| shard.heal().boxed()).await?;
+        self.rejoin(at).await?;
         let (region, _) = self.at(at)?;
         for relay in region.relays(at.shard).unwrap_or_default() {
             relay.change(|faults| *faults = NetworkFaults::default()).await;
@@ -166,7 +181,7 @@ impl Rig {
         for region in &self.regions {
             self.heal(region.name()).await?;
         }
-        for syncer in self.links.values() {
+        for syncer in self.links.all() {
             syncer.control().send_modify(LinkControl::heal);
         }
         Ok(())
@@ -260,7 +275,7 @@ impl Rig {
     /// When there is no such link.
     pub async fn cut_link<'a>(&self, from: impl Into<At<'a>>, to: impl Into<At<'a>>) -> anyhow::Result<()> {
         let syncers = self.syncers(from.into(), to.into())?;
-        join_all(syncers.into_iter().map(Syncer::cut)).await;
+        join_all(syncers.iter().map(|syncer| syncer.cut())).await;
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! The links between regions: one syncer per cell and ordered pair of regions.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -14,7 +14,9 @@ use crate::options::Form;
 use crate::region::{Region, RegionStatus};
 use crate::shard::info_field;
 use crate::slots::SlotRange;
-use crate::syncer::{Division, Scope, Side, Syncer, SyncerState, SyncerStatus, begin_equal};
+use crate::syncer::{
+    Division, LinkControl, Scope, Side, Syncer, SyncerState, SyncerStatus, Tape, begin_equal,
+};
 
 /// A link's syncer, and how far it is behind.
 #[derive(Clone, Debug, Serialize)]
@@ -26,8 +28,45 @@ pub struct LinkStatus {
     pub lag_bytes: Option<u64>,
 }
 
-/// By source region, destination region, and the first slot of the cell.
-pub(super) type Links = BTreeMap<(String, String, u16), Syncer>;
+/// All links, and what their sources are told to publish.
+#[derive(Debug, Default)]
+pub(super) struct Links {
+    syncers: Mutex<BTreeMap<Key, Arc<Syncer>>>,
+    /// Of a cluster's nodes, by region and number.
+    tapes: BTreeMap<(String, usize), Arc<Tape>>,
+}
+
+/// Source region, destination region, first slot of the cell, number of the source: while a cell moves in its source's
+/// region, it has two.
+pub(super) type Key = (String, String, u16, usize);
+
+impl Links {
+    /// Those that are meant, with their places.
+    pub(super) fn those(&self, meant: impl Fn(&SyncerStatus) -> bool) -> Vec<(Key, Arc<Syncer>)> {
+        let all = self.locked();
+        let those = all.iter().filter(|(_, syncer)| meant(&syncer.status()));
+        those
+            .map(|(key, syncer)| (key.clone(), Arc::clone(syncer)))
+            .collect()
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Syncer>> {
+        self.locked().values().cloned().collect()
+    }
+
+    /// The number of the next message that the link's source is told to publish.
+    pub(super) fn told(&self, status: &SyncerStatus) -> u64 {
+        let tape = self.tapes.get(&(status.from.clone(), status.from_shard));
+        tape.map_or(0, |tape| *tape.end().borrow())
+    }
+
+    pub(super) fn locked(&self) -> MutexGuard<'_, BTreeMap<Key, Arc<Syncer>>> {
+        self.syncers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// MONITOR answers within this.
+const TAPE_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Rig {
     fn pairs(&self) -> impl Iterator<Item = (&Region, &Region)> {
@@ -44,8 +83,10 @@ impl Rig {
     pub(super) async fn begin_equal(&self) -> anyhow::Result<()> {
         let begin = async |to: &Region, cell: SlotRange| {
             let others = self.regions.iter().filter(|from| from.name() != to.name());
-            let sources: Vec<Side> = others.map(|from| self.side(from, cell, Way::Inside)).collect();
-            let here = self.side(to, cell, Way::Inside);
+            let sources: Vec<Side> = others
+                .map(|from| self.side(from, from.owner(cell.first), Way::Inside))
+                .collect();
+            let here = self.side(to, to.owner(cell.first), Way::Inside);
             begin_equal(&here, &sources, cell)
                 .await
                 .with_context(|| here.id.clone())
@@ -61,24 +102,86 @@ impl Rig {
     }
 
     /// Starts every link.
-    pub(super) fn connect(&mut self) {
+    pub(super) async fn connect(&mut self) -> anyhow::Result<()> {
+        for region in self
+            .regions
+            .iter()
+            .filter(|region| region.form() == Form::Cluster)
+        {
+            for (number, shard) in region.shards().iter().enumerate() {
+                let owners = Arc::clone(region.owners_shared());
+                let tape = Tape::record(shard.direct().clone(), owners, number);
+                let key = (region.name().to_owned(), number);
+                self.links.tapes.insert(key, Arc::new(tape));
+            }
+        }
+        for tape in self.links.tapes.values() {
+            tape.recording(TAPE_PATIENCE).await?;
+        }
         let cells = self.cells();
-        let links = self.pairs().flat_map(|(from, to)| {
-            cells.iter().map(|&cell| {
-                let (source, destination) =
-                    (self.side(from, cell, Way::Port), self.side(to, cell, Way::Port));
-                let scope = self.scope(from, cell, &cells);
-                let key = (from.name().to_owned(), to.name().to_owned(), cell.first);
-                (key, Syncer::spawn(source, destination, scope))
-            })
-        });
-        let links: Links = links.collect();
-        self.links = links;
+        for (from, to) in self.pairs() {
+            let mut sources = BTreeSet::new();
+            for &cell in &cells {
+                let number = from.owner(cell.first);
+                let control = LinkControl {
+                    rest: sources.insert(number),
+                    ..LinkControl::default()
+                };
+                self.link_up((from, number), to, cell, control, None);
+            }
+        }
+        Ok(())
     }
 
-    /// The server of the region that owns the cell.
-    fn side(&self, region: &Region, cell: SlotRange, way: Way) -> Side {
-        let number = region.owner(cell.first);
+    /// Waits until what the region's servers are told to publish is heard again.
+    pub(super) async fn hear(&self, region: &Region) -> anyhow::Result<()> {
+        let tapes = self
+            .links
+            .tapes
+            .iter()
+            .filter(|((name, _), _)| name == region.name());
+        try_join_all(tapes.map(|(_, tape)| tape.recording(TAPE_PATIENCE)))
+            .await
+            .map(drop)
+    }
+
+    /// Starts the link from that server to the cell's owner in `to`; one of the same place ends. It goes on with the message
+    /// of its source that `predecessor` stopped at, or begins with the next one.
+    pub(super) fn link_up(
+        &self,
+        from: (&Region, usize),
+        to: &Region,
+        cell: SlotRange,
+        control: LinkControl,
+        predecessor: Option<&Syncer>,
+    ) {
+        let (region, number) = from;
+        let mut source = self.side(region, number, Way::Port);
+        source.tape = self.links.tapes.get(&(region.name().to_owned(), number)).cloned();
+        let messages = match (predecessor, &source.tape) {
+            (Some(predecessor), _) => predecessor.status().messages,
+            (None, Some(tape)) => *tape.end().borrow(),
+            (None, None) => 0,
+        };
+        let destination = self.side(to, to.owner(cell.first), Way::Port);
+        let scope = match region.form() {
+            Form::Plain => Scope::everything(),
+            Form::Front | Form::Cluster => Scope {
+                cell,
+                division: Some(Division {
+                    commands: Arc::clone(&self.commands),
+                    owners: Arc::clone(region.owners_shared()),
+                    shard: number,
+                }),
+            },
+        };
+        let key = (region.name().to_owned(), to.name().to_owned(), cell.first, number);
+        let syncer = Syncer::spawn(source, destination, scope, control, messages);
+        self.links.locked().insert(key, Arc::new(syncer));
+    }
+
+    /// The region's server of that number.
+    pub(super) fn side(&self, region: &Region, number: usize, way: Way) -> Side {
         let shard = region.shard(number);
         let endpoint = match way {
             Way::Inside => shard.control(),
@@ -90,27 +193,12 @@ impl Rig {
             shard: number,
             endpoint: endpoint.clone(),
             refusals: Arc::clone(&shard.refusals),
-        }
-    }
-
-    fn scope(&self, from: &Region, cell: SlotRange, cells: &[SlotRange]) -> Scope {
-        if from.form() == Form::Plain {
-            return Scope::everything();
-        }
-        let shard = from.owner(cell.first);
-        let mut own = cells.iter().filter(|cell| from.owner(cell.first) == shard);
-        Scope {
-            cell,
-            division: Some(Division {
-                commands: Arc::clone(&self.commands),
-                rest: own.next() == Some(&cell),
-                own: from.slots(shard),
-            }),
+            tape: None,
         }
     }
 
     /// The syncers between these, at least one.
-    pub(super) fn syncers(&self, from: At<'_>, to: At<'_>) -> anyhow::Result<Vec<&Syncer>> {
+    pub(super) fn syncers(&self, from: At<'_>, to: At<'_>) -> anyhow::Result<Vec<Arc<Syncer>>> {
         self.at(from)?;
         self.at(to)?;
         anyhow::ensure!(
@@ -118,13 +206,14 @@ impl Rig {
             "there is no link from {} to itself",
             from.region
         );
-        let meant = |syncer: &&Syncer| {
+        let meant = |syncer: &Arc<Syncer>| {
             let status = syncer.status();
             (status.from, status.to) == (from.region.to_owned(), to.region.to_owned())
                 && from.shard.is_none_or(|shard| shard == status.from_shard)
                 && to.shard.is_none_or(|shard| shard == status.to_shard)
         };
-        let found: Vec<&Syncer> = self.links.values().filter(meant).collect();
+        let mut found = self.links.all();
+        found.retain(meant);
         anyhow::ensure!(
             !found.is_empty(),
             "no link from {from} to {to}: these shards have no slot in common"
@@ -153,11 +242,12 @@ impl Rig {
         to: impl Into<At<'a>>,
     ) -> anyhow::Result<Vec<SyncerStatus>> {
         let syncers = self.syncers(from.into(), to.into())?;
-        Ok(syncers.into_iter().map(Syncer::status).collect())
+        Ok(syncers.iter().map(|syncer| syncer.status()).collect())
     }
 
     pub(super) fn link_statuses(&self, regions: &[RegionStatus]) -> Vec<LinkStatus> {
-        let links = self.links.values().map(Syncer::status).map(|syncer| {
+        let syncers = self.links.all().into_iter().map(|syncer| syncer.status());
+        let links = syncers.map(|syncer| {
             let source = regions.iter().find(|region| region.name == syncer.from);
             let offset = source
                 .and_then(|region| region.shards.get(syncer.from_shard)?.offset)
@@ -198,7 +288,7 @@ impl Rig {
                 }
             }
         }
-        for status in self.links.values().map(Syncer::status) {
+        for status in self.links.all().iter().map(|syncer| syncer.status()) {
             let source = infos.get(&(&*status.from, status.from_shard));
             let here = infos.get(&(&*status.to, status.to_shard));
             let (Some(source), Some(here)) = (source, here) else {
@@ -209,7 +299,8 @@ impl Rig {
             let caught_up = status.state == SyncerState::Streaming
                 && info_field(source, "master_replid") == Some(&*status.replid)
                 && info_field(here, "run_id") == Some(&*status.to_run)
-                && wanted.is_some_and(|offset| status.offset >= offset);
+                && wanted.is_some_and(|offset| status.offset >= offset)
+                && status.messages >= self.links.told(&status);
             if !caught_up {
                 behind.push(format!(
                     "{} to {} is {:?} at {} of {}, slots {} (last error: {})",
@@ -229,7 +320,7 @@ impl Rig {
 
 /// How the rig itself reaches a server.
 #[derive(Clone, Copy)]
-enum Way {
+pub(super) enum Way {
     /// Past the port, which may be closed.
     Inside,
     Port,

@@ -83,6 +83,10 @@ impl Shard {
     pub(crate) async fn unstale(&self) -> anyhow::Result<()> {
         let _held = self.refusals.lock().await;
         self.set("min-replicas-to-write", "0").await?;
+        // A cluster's node follows nobody, and does not take the order.
+        if self.bus().is_some() {
+            return Ok(());
+        }
         self.order(&["REPLICAOF", "NO", "ONE"]).await.map(drop)
     }
 

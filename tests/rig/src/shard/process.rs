@@ -23,6 +23,8 @@ use crate::endpoint::Endpoint;
 
 /// How long a server may take to answer after its start, loading aside.
 const START_PATIENCE: Duration = Duration::from_secs(20);
+/// A cluster's node that is silent for so long is taken for dead by the others.
+const CLUSTER_NODE_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// A port of 127.0.0.1 that stays ours while others may listen on it by agreement (`SO_REUSEADDR`).
 #[derive(Debug)]
@@ -78,7 +80,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) fn new(name: &str, password: Option<String>, extra: Vec<String>) -> anyhow::Result<Self> {
+    pub(crate) fn new(name: &str, password: Option<String>) -> anyhow::Result<Self> {
         let place = std::env::temp_dir();
         // A unix socket's path has 107 bytes at most; a deep TMPDIR leaves too few.
         let place = if place.as_os_str().len() > 60 {
@@ -95,8 +97,31 @@ impl Process {
             dir,
             port: ReservedPort::take()?,
             password,
-            extra,
+            extra: Vec::new(),
         })
+    }
+
+    /// Makes it a cluster's node, which others reach at `bus`, and which tells clients to come to `announced`.
+    pub(crate) fn join_cluster(&mut self, bus: SocketAddr, announced: SocketAddr) {
+        let words = [
+            ("enabled", "yes".to_owned()),
+            ("require-full-coverage", "no".to_owned()),
+            ("node-timeout", CLUSTER_NODE_TIMEOUT.as_millis().to_string()),
+            // A master that gives its last slot away stays one.
+            ("allow-replica-migration", "no".to_owned()),
+            ("port", bus.port().to_string()),
+            ("announce-bus-port", bus.port().to_string()),
+            ("announce-ip", announced.ip().to_string()),
+            ("announce-port", announced.port().to_string()),
+        ];
+        for (name, value) in words {
+            self.extra.extend([format!("--cluster-{name}"), value]);
+        }
+    }
+
+    /// Adds to its command line.
+    pub(crate) fn arguments(&mut self, more: &[String]) {
+        self.extra.extend_from_slice(more);
     }
 
     pub(crate) fn addr(&self) -> SocketAddr {

@@ -112,7 +112,7 @@ impl Link {
                     .map_err(|_| SyncError::silent("the own stream ended early"))??;
                 continue;
             };
-            self.scope.narrow(&mut unit);
+            self.scope.narrow(&mut unit, true);
             // Messages were heard here when they were published; only data was overwritten.
             let effects: Vec<Effect> = unit
                 .effects

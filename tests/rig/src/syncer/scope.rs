@@ -6,18 +6,19 @@
 //! |---|---|
 //! | on keys | the key's cell's |
 //! | message on a channel of the source's own slots | the channel's cell's |
-//! | message on another channel (any cluster node takes PUBLISH), command without keys | the one for the [`rest`](Scope::rest) |
+//! | message on another channel (any cluster node takes PUBLISH), command without keys | the one for the rest ([`LinkControl`](super::LinkControl)) |
 //! | FLUSHALL, FLUSHDB | each one's, for its own cell |
 //! | on keys of several slots | nobody's: counted as refused by the one for the rest |
 //! | RESTORE-ASKING | nobody's: a key that moves between shards is no change |
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
 
 use super::stream::{Effect, Unit};
+use super::tape::Message;
 use crate::commands::{Commands, Route};
-use crate::slots::{SlotRange, slot};
+use crate::slots::{Owners, SlotRange, slot};
 
 /// What a syncer is for. Without a division into cells it is for everything.
 #[derive(Clone, Debug)]
@@ -30,10 +31,10 @@ pub(crate) struct Scope {
 #[derive(Clone, Debug)]
 pub(crate) struct Division {
     pub(crate) commands: Arc<Commands>,
-    /// Cells of the source.
-    pub(crate) own: Vec<SlotRange>,
-    /// What belongs to no cell of the source is for this syncer.
-    pub(crate) rest: bool,
+    /// Who owns which slot in the source's region.
+    pub(crate) owners: Arc<RwLock<Owners>>,
+    /// The source's number there.
+    pub(crate) shard: usize,
 }
 
 /// The script's words for emptying a cell instead of a database, or of all databases.
@@ -48,40 +49,44 @@ impl Scope {
     }
 
     /// Leaves in the unit what this syncer is for.
-    pub(super) fn narrow(&self, unit: &mut Unit) {
+    pub(super) fn narrow(&self, unit: &mut Unit, rest: bool) {
         let Some(division) = &self.division else { return };
         let effects = std::mem::take(&mut unit.effects);
         for mut effect in effects {
             if let Some(flush) = flush(&effect) {
                 effect.args = vec![Bytes::from_static(flush)];
                 unit.effects.push(effect);
-            } else if self.is_for(division, &effect, &mut unit.refused) {
+            } else if self.is_for(division, &effect, rest, &mut unit.refused) {
                 unit.effects.push(effect);
             }
         }
     }
 
-    fn is_for(&self, division: &Division, effect: &Effect, refused: &mut u64) -> bool {
+    fn is_for(&self, division: &Division, effect: &Effect, rest: bool, refused: &mut u64) -> bool {
         if effect.is_named(b"restore-asking") {
             return false;
         }
         match division.commands.route(&effect.args) {
-            Route::Slot(slot) if effect.is_message() => self.hears(division, slot),
+            Route::Slot(slot) if effect.is_message() => {
+                let owners = division.owners.read().unwrap_or_else(PoisonError::into_inner);
+                self.carries(slot, owners.of(slot) == division.shard, rest)
+            }
             Route::Slot(slot) => self.cell.contains(slot),
-            Route::Anywhere => division.rest,
+            Route::Anywhere => rest,
             Route::Crossing => {
-                *refused += u64::from(division.rest);
+                *refused += u64::from(rest);
                 false
             }
         }
     }
 
-    fn hears(&self, division: &Division, slot: u16) -> bool {
-        if division.own.iter().any(|own| own.contains(slot)) {
-            self.cell.contains(slot)
-        } else {
-            division.rest
-        }
+    /// Whether an overheard message is for this syncer.
+    pub(super) fn hears(&self, message: &Message, rest: bool) -> bool {
+        self.carries(message.slot, message.own, rest)
+    }
+
+    fn carries(&self, slot: u16, own: bool, rest: bool) -> bool {
+        if own { self.cell.contains(slot) } else { rest }
     }
 }
 

@@ -222,6 +222,37 @@ redis.call('HDEL', KEYS[1], 'debt', 'debt-until')
 return {'OK', 0, ''}
 ";
 
+/// Copies the books to each key that ARGV names.
+pub(super) const SPLIT: &str = r"
+redis.set_repl(redis.REPL_AOF)
+local books = redis.call('HGETALL', KEYS[1])
+for _, key in ipairs(ARGV) do
+  if key ~= KEYS[1] and #books > 0 then redis.call('HSET', key, unpack(books)) end
+end
+return {'OK', 0, ''}
+";
+
+/// Strikes the field that ARGV names from the books.
+pub(super) const FORGET: &str = r"
+redis.set_repl(redis.REPL_AOF)
+redis.call('HDEL', KEYS[1], ARGV[1])
+return {'OK', 0, ''}
+";
+
+/// Moves keys of this node to another one, and says how many there were. ARGV: slot, host, port, then words of MIGRATE.
+pub(crate) const MOVE_KEYS: &str = r"
+redis.set_repl(redis.REPL_AOF)
+local keys = redis.call('CLUSTER', 'GETKEYSINSLOT', ARGV[1], 100)
+if #keys > 0 then
+  local words = {'MIGRATE', ARGV[2], ARGV[3], '', 0, 5000}
+  for at = 4, #ARGV do words[#words + 1] = ARGV[at] end
+  words[#words + 1] = 'KEYS'
+  for _, key in ipairs(keys) do words[#words + 1] = key end
+  redis.call(unpack(words))
+end
+return #keys
+";
+
 /// Fills the books' database with as many keys as ARGV says, under a tag that is in one of the server's own slots, so that
 /// loading takes its time; they never leave this server.
 pub(crate) const FILL: &str = r"

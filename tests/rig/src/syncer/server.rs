@@ -20,10 +20,12 @@ use redis::{Cmd, RedisResult, Value, from_redis_value};
 use tokio::sync::Mutex;
 
 use super::books::Books;
-use super::position::Position;
+use super::position::{Lineage, Position};
+use super::scope::books_key;
 use super::scripts::{self, BooksOf};
 use super::stream::Effect;
 use super::{Side, SyncError};
+use crate::slots::SlotRange;
 
 /// A reply may take as long as a hung or paused server; afterwards the books tell what became of the question.
 const REPLY_PATIENCE: Duration = Duration::from_secs(10);
@@ -81,6 +83,16 @@ impl Server {
             .query_async::<(String, BTreeMap<String, String>)>(&mut self.connection)
             .await?;
         Books::read(&info, &hash)
+    }
+
+    /// The server's stream, whoever owns the cell.
+    pub(super) async fn lineage(&mut self) -> Result<Lineage, SyncError> {
+        let info: String = redis::cmd("INFO")
+            .arg("server")
+            .arg("replication")
+            .query_async(&mut self.connection)
+            .await?;
+        Lineage::parse(&info).ok_or_else(|| SyncError::Protocol("INFO lacks what is needed".to_owned()))
     }
 
     pub(super) async fn snapshot(&mut self) -> Result<Snapshot, SyncError> {
@@ -150,6 +162,17 @@ impl Server {
 
     pub(super) async fn settle(&mut self, debt: &Position) -> Result<Applied, SyncError> {
         self.run(scripts::SETTLE, &[debt.to_string().into()]).await
+    }
+
+    /// Writes the same books for each of these parts of the cell.
+    pub(super) async fn split(&mut self, parts: &[SlotRange]) -> Result<Applied, SyncError> {
+        let keys: Vec<Vec<u8>> = parts.iter().map(|&part| books_key(part).into()).collect();
+        self.run(scripts::SPLIT, &keys).await
+    }
+
+    /// Strikes a source from the books.
+    pub(super) async fn forget(&mut self, field: &str) -> Result<Applied, SyncError> {
+        self.run(scripts::FORGET, &[field.into()]).await
     }
 
     async fn run(&mut self, script: &str, args: &[Vec<u8>]) -> Result<Applied, SyncError> {

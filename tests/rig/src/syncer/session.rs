@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::books::{Books, field};
 use super::position::Position;
 use super::server::{Applied, Server};
 use super::stream::{Effect, Psync, SourceStream, Unit};
-use super::{Link, SyncError, SyncerState};
+use super::tape::Message;
+use super::{Link, LinkControl, SyncError, SyncerState};
 
 /// A source hears from us this often (as a replica of its own would tell it).
 const ACK_EVERY: Duration = Duration::from_millis(500);
@@ -54,7 +56,7 @@ impl Link {
         let mut wanted = self.wanted.clone();
         let attached = tokio::select! {
             attached = self.attach() => attached,
-            _ = wanted.wait_for(|wanted| wanted.cut) => return SyncError::Cut,
+            _ = wanted.wait_for(LinkControl::stopped) => return SyncError::Cut,
         };
         let attached = match attached {
             Ok(attached) => attached,
@@ -149,15 +151,24 @@ impl Link {
         let mut heard = Instant::now();
         let mut wanted = self.wanted.clone();
         let mut link = *wanted.borrow_and_update();
-        if link.cut {
+        if link.stopped() {
             return Err(SyncError::Cut);
         }
+        // How far the stream and the tape have been read; what is due goes further.
+        let (mut reached, mut played) = (outbox.acked.clone(), self.played);
+        let mut tape = self.from.tape.as_ref().map(|tape| tape.end());
         self.record(&run, &outbox);
         self.set_state(SyncerState::Streaming);
         loop {
             while let Some(mut unit) = stream.next_unit()? {
-                self.scope.narrow(&mut unit);
+                (reached.offset, reached.db) = (unit.end, unit.db);
+                self.scope.narrow(&mut unit, link.rest);
                 outbox.push(unit, Instant::now());
+            }
+            while let Some(message) = self.next_message(played, &reached) {
+                played = message.number + 1;
+                let hears = self.scope.hears(&message, link.rest);
+                outbox.push(Unit::message(message, hears, &reached), Instant::now());
             }
             if in_flight.is_none()
                 && let Some(batch) = outbox.take_due(Instant::now(), link.delay)
@@ -170,6 +181,8 @@ impl Link {
                         .await
                 }));
             }
+            // What is sent is played. Rather lost than twice: what becomes of a batch may stay unknown.
+            self.played = outbox.played.unwrap_or(self.played);
             if outbox.ack_owed() {
                 stream.ack(outbox.acked.offset).await?;
             }
@@ -190,6 +203,7 @@ impl Link {
                     outbox.done();
                 }
                 () = until(due) => {}
+                () = more(&mut tape) => {}
                 _ = canary.read_u8() => return Err(SyncError::Destination(std::io::ErrorKind::UnexpectedEof.into())),
                 _ = acks.tick() => {
                     if heard.elapsed() > SOURCE_SILENCE {
@@ -199,7 +213,7 @@ impl Link {
                 }
                 changed = wanted.changed() => {
                     link = *wanted.borrow_and_update();
-                    if changed.is_err() || link.cut {
+                    if changed.is_err() || link.stopped() {
                         if in_flight.is_some()
                             && let Ok(Ok(applied)) = timeout(LAST_BATCH, finish(&mut in_flight)).await
                         {
@@ -214,11 +228,20 @@ impl Link {
         }
     }
 
+    /// The next message of the source's tape, once the stream is read as far as when it was published.
+    fn next_message(&self, number: u64, reached: &Position) -> Option<Message> {
+        let message = self.from.tape.as_ref()?.from(number)?;
+        message.is_due(reached).then_some(message)
+    }
+
     fn record(&mut self, run: &str, outbox: &Outbox) {
         let same = self
             .seen
             .as_ref()
             .is_some_and(|seen| seen.position == outbox.acked && seen.run == run);
+        if self.progress.borrow().messages != self.played {
+            self.progress.send_modify(|status| status.messages = self.played);
+        }
         if !same {
             self.seen = Some(Seen {
                 run: run.to_owned(),
@@ -263,6 +286,16 @@ async fn finish(in_flight: &mut Option<InFlight>) -> Result<Applied, SyncError> 
     }
 }
 
+async fn more(tape: &mut Option<watch::Receiver<u64>>) {
+    if let Some(end) = tape
+        && end.changed().await.is_ok()
+    {
+        return;
+    }
+    // No tape, or one that has ended: nothing more comes.
+    pending::<()>().await;
+}
+
 async fn until(due: Option<Instant>) {
     match due {
         Some(due) => sleep_until(due).await,
@@ -283,6 +316,8 @@ struct Outbox {
     recorded: Option<Position>,
     /// The source waits to hear that we are here.
     ack_wanted_at: Option<u64>,
+    /// The number after that of the last message of the tape that was taken out.
+    played: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -307,6 +342,7 @@ impl Outbox {
             acked,
             recorded,
             ack_wanted_at: None,
+            played: None,
         }
     }
 
@@ -340,6 +376,7 @@ impl Outbox {
             self.bytes -= weight(&unit);
             bytes += weight(&unit);
             refused += unit.refused;
+            self.played = unit.message.map(|number| number + 1).or(self.played);
             (after.offset, after.db) = (unit.end, unit.db);
             effects.extend(unit.effects);
         }

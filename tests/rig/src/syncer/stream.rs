@@ -14,6 +14,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::SyncError;
+use super::position::Position;
+use super::tape::Message;
 use super::wide;
 use crate::endpoint::Endpoint;
 use crate::resp::take_command;
@@ -62,6 +64,21 @@ pub(super) struct Unit {
     pub(super) wants_ack: bool,
     /// Effects that cannot be applied through a script.
     pub(super) refused: u64,
+    /// It is this message of a tape, and no part of the stream.
+    pub(super) message: Option<u64>,
+}
+
+impl Unit {
+    /// A message that is due where the stream has reached; without effect when somebody else `hears` it.
+    pub(super) fn message(message: Message, hears: bool, reached: &Position) -> Self {
+        Self {
+            message: Some(message.number),
+            effects: if hears { vec![message.effect] } else { Vec::new() },
+            end: reached.offset,
+            db: reached.db,
+            ..Self::default()
+        }
+    }
 }
 
 /// Turns bytes into units. Pure: it has no socket.

@@ -146,6 +146,98 @@ async fn faults_are_made_over_http() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn faults_of_one_shard_are_made_over_http() {
+    let rig = Binary::run(&["--form", "front", "--shards", "3,2"]).await;
+    let (_, status) = rig.http("GET", "/status").await;
+    let local = &status["regions"][0];
+    assert_eq!(local["form"], "front");
+    let shards = local["shards"].as_array().expect("shards");
+    assert_eq!(shards.len(), 3);
+    assert_eq!(shards[0]["slots"][0], "0-5460");
+    for shard in shards {
+        let distinct = [
+            &shard["addr"],
+            &shard["direct_addr"],
+            &local["addr"],
+            &local["direct_addr"],
+        ];
+        let distinct: std::collections::BTreeSet<_> = distinct.iter().map(|addr| addr.as_str()).collect();
+        assert_eq!(distinct.len(), 4, "{shard}");
+    }
+    // The slot of foo is in the last shard of both.
+    let mut app = rig.region(0).await;
+    rig.post("/links/local/remote/cut?from_shard=2&to_shard=1").await;
+    assert_eq!(app.ask("SET foo held").await, "+OK");
+    assert_eq!(app.ask("SET bar passes").await, "+OK");
+    eventually("what is not cut arrives", || async {
+        rig.region(1).await.ask("GET bar").await == "$6"
+    })
+    .await;
+    assert_eq!(rig.region(1).await.ask("GET foo").await, "$-1");
+    rig.post("/links/local/remote/heal?from_shard=2").await;
+    assert_eq!(rig.http("GET", "/converged").await.0, 200);
+    rig.post("/regions/remote/kill?shard=1").await;
+    assert!(
+        rig.region(1)
+            .await
+            .ask("GET foo")
+            .await
+            .starts_with("-CLUSTERDOWN")
+    );
+    assert_eq!(rig.region(1).await.ask("GET bar").await, "$6");
+    rig.post("/regions/remote/restart?shard=1").await;
+    assert_eq!(rig.http("GET", "/converged").await.0, 200);
+    assert_eq!(rig.region(1).await.ask("GET foo").await, "$4");
+    for (path, code, hint) in [
+        ("/regions/local/kill?shard=3", 404, "no shard 3"),
+        (
+            "/links/local/remote/cut?from_shard=0&to_shard=1",
+            404,
+            "local/0 to remote/1",
+        ),
+        ("/regions/local/move-slots?slots=9-3&to_shard=1", 400, "slots"),
+        (
+            "/regions/local/move-slots?slots=0-9&to_shard=1",
+            500,
+            "no cluster",
+        ),
+    ] {
+        let (found, body) = rig.http("POST", path).await;
+        assert_eq!(found, code, "{path}: {body}");
+        assert!(
+            body["error"].as_str().is_some_and(|error| error.contains(hint)),
+            "{path}: {body}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slots_are_moved_over_http() {
+    let rig = Binary::run(&[
+        "--regions",
+        "1",
+        "--form",
+        "cluster",
+        "--shards",
+        "2",
+        "--announce-servers",
+    ])
+    .await;
+    rig.post("/regions/local/move-slots?slots=0-9&to_shard=1").await;
+    let (_, status) = rig.http("GET", "/status").await;
+    let shards = &status["regions"][0]["shards"];
+    assert_eq!(shards[1]["slots"][0], "0-9", "{shards}");
+    let server = shards[1]["direct_addr"].as_str().expect("an address");
+    let mut app = rig.region(0).await;
+    // A key of slot 9, found by trial.
+    let key = (0..)
+        .map(|n| n.to_string())
+        .find(|key| rig::slot(key.as_bytes()) == 9)
+        .expect("there is one");
+    assert_eq!(app.ask(&format!("GET {key}")).await, format!("-MOVED 9 {server}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bad_requests_are_answered_clearly() {
     let rig = Binary::run(&["--regions", "2"]).await;
     for (path, code, hint) in [

@@ -6,7 +6,7 @@ use std::time::Duration;
 use redis::Value;
 use rig::{Rig, RigOptions, SLOTS, slot};
 
-use crate::support::{PATIENCE, Raw, application, ask, eventually, refusal, start};
+use crate::support::{PATIENCE, Raw, application, ask, eventually, frame, refusal, start};
 
 async fn one_region() -> Rig {
     start(RigOptions::count(1).front([3])).await
@@ -81,7 +81,8 @@ async fn cluster_answers_name_the_one_address_for_every_shard() {
     let mut app = application(&rig, "local").await;
     let port = i64::from(rig.region("local").addr().port());
     let slots = ask(&mut app, &["CLUSTER", "SLOTS"]).await.unwrap();
-    let slots: Vec<(i64, i64, (String, i64, String, Vec<Value>))> = redis::from_redis_value(slots).unwrap();
+    type Node = (String, i64, String, Vec<Value>);
+    let slots: Vec<(i64, i64, Node)> = redis::from_redis_value(slots).unwrap();
     let mut next = 0;
     for (first, last, (ip, at, ..)) in &slots {
         assert_eq!((*first, ip.as_str(), *at), (next, "127.0.0.1", port));
@@ -179,22 +180,6 @@ async fn channels_are_heard_whichever_shard_they_are_at() {
     assert_eq!(frame(&mut ear).await, ["ssubscribe", &channels[1], ":1"]);
     assert_eq!(said.ask(&format!("SPUBLISH {} sharded", channels[1])).await, ":1");
     assert_eq!(frame(&mut ear).await, ["smessage", &channels[1], "sharded"]);
-}
-
-/// An array of texts and numbers, without the lengths.
-async fn frame(raw: &mut Raw) -> Vec<String> {
-    let head = raw.line(PATIENCE).await.unwrap().expect("an answer");
-    let count: usize = head.trim_start_matches(['*', '>']).parse().expect("an array");
-    let mut words = Vec::new();
-    for _ in 0..count {
-        let line = raw.line(PATIENCE).await.unwrap().expect("an element");
-        words.push(if line.starts_with('$') {
-            raw.line(PATIENCE).await.unwrap().expect("a text")
-        } else {
-            line
-        });
-    }
-    words
 }
 
 #[tokio::test(flavor = "multi_thread")]

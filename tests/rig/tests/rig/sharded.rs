@@ -1,156 +1,10 @@
 //! Replication between regions of several shards, alike or not: each effect once, each link by itself.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use redis::Value;
-use rig::{Data, Endpoint, Rig, RigOptions, SlotRange, SyncerState};
-use tokio::task::JoinHandle;
+use rig::{Data, Rig, RigOptions, SyncerState};
 
-use crate::support::{Ear, PATIENCE, SILENCE, converged, eventually, start};
-
-const KEYS: usize = 200;
-
-fn key(n: usize) -> String {
-    format!("count:{}", n % KEYS)
-}
-
-/// Counts in many keys through the region's own address, and remembers how often, until told to stop. A command without
-/// an answer is of unknown outcome.
-struct Counter {
-    stop: Arc<AtomicBool>,
-    task: JoinHandle<Counted>,
-}
-
-#[derive(Default)]
-struct Counted {
-    sure: BTreeMap<String, u64>,
-    unknown: BTreeMap<String, u64>,
-}
-
-impl Counter {
-    fn start(rig: &Rig, region: &str) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (url, ended) = (rig.region(region).url(), Arc::clone(&stop));
-        let task = tokio::spawn(async move {
-            let endpoint = Endpoint::from_url(&url).expect("a URL");
-            let (mut counted, mut connection) = (Counted::default(), None);
-            for n in 0.. {
-                if ended.load(Ordering::Relaxed) {
-                    break;
-                }
-                let mut open: redis::aio::MultiplexedConnection = match connection.take() {
-                    Some(open) => open,
-                    None => match endpoint.connect(PATIENCE).await {
-                        Ok(open) => open,
-                        Err(_) => {
-                            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
-                            continue;
-                        }
-                    },
-                };
-                let counts = redis::cmd("INCR").arg(key(n)).query_async::<u64>(&mut open).await;
-                match counts {
-                    Ok(_) => *counted.sure.entry(key(n)).or_default() += 1,
-                    // Refused by whoever has not done it.
-                    Err(error) if error.code().is_some() => {}
-                    Err(_) => {
-                        *counted.unknown.entry(key(n)).or_default() += 1;
-                        continue;
-                    }
-                }
-                connection = Some(open);
-            }
-            counted
-        });
-        Self { stop, task }
-    }
-
-    async fn stop(self) -> Counted {
-        self.stop.store(true, Ordering::Relaxed);
-        self.task.await.expect("the counter does not panic")
-    }
-}
-
-/// Checks that every region has counted each key as often as was written, and those of unknown outcome at most once.
-async fn counted_once(rig: &Rig, all: &[&Counted]) {
-    let sum = |of: fn(&Counted) -> &BTreeMap<String, u64>, key: &str| -> u64 {
-        all.iter().filter_map(|one| of(one).get(key)).sum()
-    };
-    let mut total = 0;
-    for n in 0..KEYS {
-        let mut seen = None;
-        for region in rig.regions() {
-            let value = region.command(&["GET", &key(n)]).await.unwrap();
-            let value: Option<u64> = redis::from_redis_value(value).unwrap();
-            let value = value.unwrap_or(0);
-            let (sure, unknown) = (sum(|one| &one.sure, &key(n)), sum(|one| &one.unknown, &key(n)));
-            let name = region.name();
-            assert!(
-                (sure..=sure + unknown).contains(&value),
-                "{name}: {} is {value}, of {sure} and perhaps {unknown}",
-                key(n)
-            );
-            assert_eq!(*seen.get_or_insert(value), value, "{name}: {} differs", key(n));
-            total += value;
-        }
-    }
-    assert!(total > 0, "somebody counts");
-}
-
-async fn count(rig: &Rig, region: &str) -> u64 {
-    let value = rig
-        .region(region)
-        .command(&["GET", &key(0)])
-        .await
-        .unwrap_or(Value::Nil);
-    redis::from_redis_value::<Option<u64>>(value)
-        .unwrap_or(None)
-        .unwrap_or(0)
-}
-
-/// Waits until so many more rounds through all keys were counted in the region, on its own clients' or others' account.
-async fn more_counts(rig: &Rig, region: &str, rounds: u64) {
-    let now = count(rig, region).await;
-    eventually("counts arrive", || async {
-        count(rig, region).await >= now + rounds
-    })
-    .await;
-}
-
-/// The counts of both, written at once, through cuts of single links.
-async fn counts_survive_cuts(rig: Rig, regions: &[&str]) {
-    let counters: Vec<Counter> = regions
-        .iter()
-        .map(|region| Counter::start(&rig, region))
-        .collect();
-    let links: Vec<_> = rig.links(regions[0], regions[1]).unwrap();
-    for link in &links {
-        let (from, to) = ((&*link.from, link.from_shard), (&*link.to, link.to_shard));
-        rig.cut_link(from, to).await.unwrap();
-        more_counts(&rig, regions[0], 1).await;
-        rig.heal_link(from, to).unwrap();
-    }
-    for region in regions {
-        more_counts(&rig, region, 3).await;
-    }
-    let mut counted = Vec::new();
-    for counter in counters {
-        counted.push(counter.stop().await);
-    }
-    converged(&rig).await;
-    let counted: Vec<&Counted> = counted.iter().collect();
-    assert!(
-        counted.iter().all(|one| one.unknown.is_empty()),
-        "no server was disturbed"
-    );
-    counted_once(&rig, &counted).await;
-    for link in rig.links(regions[0], regions[1]).unwrap() {
-        assert_eq!((link.failed, link.full_resyncs), (0, 0), "{link:?}");
-        assert!(link.applied > 0, "{link:?}");
-    }
-}
+use crate::counting::{Counter, KEYS, counts_survive_cuts, key, more_counts};
+use crate::support::{Ear, PATIENCE, SILENCE, converged, eventually, name_in, start};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn like_divisions_count_once() {
@@ -182,14 +36,6 @@ async fn six_and_four_shards_count_once() {
 async fn three_unlike_regions_agree() {
     let rig = start(RigOptions::count(3).front([3, 2, 1])).await;
     counts_survive_cuts(rig, &["local", "remote", "third"]).await;
-}
-
-/// A key or channel of these slots.
-fn name_in(slots: SlotRange) -> String {
-    (0..)
-        .map(|n| format!("beat:{n}"))
-        .find(|name| slots.contains(rig::slot(name.as_bytes())))
-        .expect("there are names for every slot")
 }
 
 #[tokio::test(flavor = "multi_thread")]

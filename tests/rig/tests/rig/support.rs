@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{FromRedisValue, RedisResult, Value};
-use rig::{Endpoint, Rig, RigOptions};
+use rig::{Endpoint, Rig, RigOptions, SlotRange};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -81,6 +81,14 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: 
     }
 }
 
+/// A key or channel of these slots.
+pub(crate) fn name_in(slots: SlotRange) -> String {
+    (0..)
+        .map(|n| format!("beat:{n}"))
+        .find(|name| slots.contains(rig::slot(name.as_bytes())))
+        .expect("there are names for every slot")
+}
+
 /// A bare connection, for what a client library would hide.
 pub(crate) struct Raw {
     stream: TcpStream,
@@ -131,6 +139,22 @@ impl Raw {
     pub(crate) async fn is_silent(&mut self) -> bool {
         self.line(SILENCE).await.expect("the connection stands").is_none()
     }
+}
+
+/// An array of texts and numbers, without the lengths.
+pub(crate) async fn frame(raw: &mut Raw) -> Vec<String> {
+    let head = raw.line(PATIENCE).await.unwrap().expect("an answer");
+    let count: usize = head.trim_start_matches(['*', '>']).parse().expect("an array");
+    let mut words = Vec::new();
+    for _ in 0..count {
+        let line = raw.line(PATIENCE).await.unwrap().expect("an element");
+        words.push(if line.starts_with('$') {
+            raw.line(PATIENCE).await.unwrap().expect("a text")
+        } else {
+            line
+        });
+    }
+    words
 }
 
 /// A subscriber on the server itself, and the messages it hears, in order, each with its moment.

@@ -1,0 +1,848 @@
+//! One world's life: the engine, a monitor around it that publishes and probes at its pace, and a WAN between.
+//!
+//! Leaner than the worlds of chaos, since it has to last for ten thousand hours: no transcript, no books of what must
+//! hold, one event for each probe. No heartbeat is skipped.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::conditions::{self as given, Shape};
+use super::count::{Alarm, Tally};
+use super::fault::{Fault, Kind, Way};
+use crate::decision::engine::{Engine, Member};
+use crate::decision::event::{
+    CellMap, Event, Fitness, Health, Input, Output, PassiveEvidence, ProbeFailure, ProbeKind, SwitchReason,
+};
+use crate::decision::policy::Policy;
+use crate::decision::sim::rng::Rng;
+use crate::decision::sim::world::State;
+use crate::replica::{CellId, Layout, ReplicaId, ShardId, cells};
+
+const MS: Duration = Duration::from_millis(1);
+/// Waits before the attempts to connect again, as the monitor has them.
+const BACKOFF: [u64; 7] = [0, 10, 20, 50, 100, 200, 500];
+const BACKOFF_CAP: Duration = Duration::from_millis(250);
+/// A cut link keeps so many heartbeats for later.
+const BACKLOG: usize = 64;
+
+/// Time since the world began.
+type At = Duration;
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum What {
+    Beat {
+        node: u8,
+        cell: u8,
+    },
+    Accepted {
+        node: u8,
+        cell: u8,
+        seq: u64,
+    },
+    Arrive {
+        from: u8,
+        to: u8,
+        cell: u8,
+        carried: Carried,
+    },
+    ProbeStart(u8),
+    ProbeEnd {
+        probe: u8,
+        number: u32,
+        end: End,
+    },
+    Alive,
+    Resubscribe(u8),
+    Drained(u64),
+    Spike {
+        from: u8,
+        to: u8,
+    },
+    Hiccup(u8),
+    Break,
+    Mend,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Carried {
+    Beat { seq: u64, sent: At },
+    Fence(u64),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum End {
+    Answered,
+    Rejected,
+    Refused,
+    Broken,
+    TimedOut,
+}
+
+/// One probe loop.
+#[derive(Clone, Copy, Debug)]
+struct Probe {
+    node: u8,
+    shard: u16,
+    kind: ProbeKind,
+    /// Counts attempts: an end of an older one is void.
+    number: u32,
+    start: At,
+    /// Attempts to connect that led to nothing.
+    attempts: usize,
+}
+
+/// From one replica to another: what all cells have in common.
+#[derive(Clone, Copy, Debug)]
+struct Distance {
+    /// Replication lag as it usually is.
+    usual: Duration,
+    /// Lost heartbeats in a million.
+    loss: usize,
+    spike: Duration,
+    spike_until: At,
+    /// Something was underway for longer than the tolerance: it arrived then.
+    over: Option<At>,
+}
+
+/// One direction of one cell.
+#[derive(Clone, Debug, Default)]
+struct Road {
+    cut: bool,
+    extra: Duration,
+    /// Messages do not overtake each other.
+    newest: At,
+    backlog: Vec<Carried>,
+}
+
+#[derive(Clone, Debug)]
+struct Node {
+    state: State,
+    subscribed: bool,
+    /// A round trip to it and back, as it usually is.
+    round_trip: Duration,
+    /// When an answer was last awaited in vain for the network alone.
+    overrun: Option<At>,
+    stuck: Vec<(u8, u8, Carried)>,
+    seqs: Vec<u64>,
+}
+
+/// The conditions and the numbers under which a world lives.
+pub(super) struct Terms<'a> {
+    pub(super) policy: &'a Policy,
+    /// How long the monitor waits for an answer.
+    pub(super) answer_timeout: Duration,
+}
+
+pub(super) struct Life<'a> {
+    terms: &'a Terms<'a>,
+    shape: Shape,
+    rng: Rng,
+    jitter: &'a [f32],
+    base: Instant,
+    engine: Engine,
+    at: At,
+    frozen_until: At,
+    queue: BinaryHeap<Reverse<(At, u32, What)>>,
+    order: u32,
+    nodes: Vec<Node>,
+    probes: Vec<Probe>,
+    /// `[from][to]`
+    distances: Vec<Vec<Distance>>,
+    /// `[from][to][cell]`
+    roads: Vec<Vec<Vec<Road>>>,
+    map: CellMap,
+    active: Option<ReplicaId>,
+    fault: Option<Fault>,
+    /// What the slow replica adds to a round trip.
+    slower: Duration,
+    tally: Tally,
+}
+
+fn id(node: u8) -> ReplicaId {
+    ReplicaId(node)
+}
+
+impl<'a> Life<'a> {
+    /// Lives for `hours`; what was counted.
+    pub(super) fn live(
+        seed: u64,
+        hours: Duration,
+        terms: &'a Terms<'a>,
+        jitter: &'a [f32],
+        base: Instant,
+    ) -> Tally {
+        let mut life = Life::new(seed, terms, jitter, base);
+        life.start();
+        while life.at < hours {
+            life.step();
+        }
+        life.close_fault();
+        life.tally.lived = life.at;
+        life.tally
+    }
+
+    fn new(seed: u64, terms: &'a Terms<'a>, jitter: &'a [f32], base: Instant) -> Life<'a> {
+        let mut rng = Rng::new(seed);
+        let shape = Shape::of(seed);
+        let n = shape.shards.len();
+        let layouts: Vec<Layout> = shape.shards.iter().map(|&count| Layout::even(count)).collect();
+        let map = CellMap {
+            shards: shape.shards.to_vec(),
+            cells: (1_u32..)
+                .map(CellId)
+                .zip(cells(&layouts))
+                .map(|(cell, it)| (cell, it.shards))
+                .collect(),
+        };
+        let distances: Vec<Vec<Distance>> = (0..n)
+            .map(|from| {
+                (0..n)
+                    .map(|to| Distance {
+                        usual: if from == to {
+                            Duration::ZERO
+                        } else {
+                            given::lag(&mut rng)
+                        },
+                        loss: given::loss(&mut rng),
+                        spike: Duration::ZERO,
+                        spike_until: At::ZERO,
+                        over: None,
+                    })
+                    .collect()
+            })
+            .collect();
+        let members = (0_u8..).take(n).map(|i| Member {
+            id: id(i),
+            name: Arc::from(format!("r{i}")),
+            weight: 100 - u32::from(i),
+            rest: None,
+        });
+        let nodes = (0..n).map(|i| Node {
+            state: State::Up,
+            subscribed: true,
+            // The sidecar is beside the first one.
+            round_trip: MS / 2 + distances[0][i].usual + distances[i][0].usual,
+            overrun: None,
+            stuck: Vec::new(),
+            seqs: vec![0; map.cells.len()],
+        });
+        Life {
+            engine: Engine::new(terms.policy.clone(), members.collect(), None, base),
+            nodes: nodes.collect(),
+            probes: Vec::new(),
+            roads: vec![vec![vec![Road::default(); map.cells.len()]; n]; n],
+            distances,
+            map,
+            terms,
+            shape,
+            rng,
+            jitter,
+            base,
+            at: At::ZERO,
+            frozen_until: At::ZERO,
+            queue: BinaryHeap::new(),
+            order: 0,
+            active: None,
+            fault: None,
+            slower: Duration::ZERO,
+            tally: Tally::default(),
+        }
+    }
+
+    fn start(&mut self) {
+        self.tell(Input::Layout(self.map.clone()));
+        let policy = self.terms.policy;
+        for node in 0..self.count() {
+            self.tell(Input::Subscribed { replica: id(node) });
+            for cell in 0..self.cells() {
+                let phase = self.rng.between(Duration::ZERO, policy.heartbeat_interval);
+                self.after(phase, What::Beat { node, cell });
+            }
+            let pings = [(0, ProbeKind::Ping)];
+            let writes = (0..self.shape.shards[usize::from(node)]).map(|shard| (shard, ProbeKind::Write));
+            for (shard, kind) in pings.into_iter().chain(writes) {
+                let probe = u8::try_from(self.probes.len()).expect("few probes");
+                self.probes.push(Probe {
+                    node,
+                    shard,
+                    kind,
+                    number: 0,
+                    start: At::ZERO,
+                    attempts: 0,
+                });
+                let phase = self.rng.between(Duration::ZERO, policy.probe_interval);
+                self.after(phase, What::ProbeStart(probe));
+            }
+            for to in (0..self.count()).filter(|&to| to != node) {
+                let wait = self.rng.exponential(given::SPIKE_EVERY);
+                self.after(wait, What::Spike { from: node, to });
+            }
+        }
+        for (kind, hiccup) in (0_u8..).zip(given::HICCUPS) {
+            let wait = self.rng.exponential(hiccup.every);
+            self.after(wait, What::Hiccup(kind));
+        }
+        if self.shape.traffic {
+            self.after(policy.heartbeat_interval, What::Alive);
+        }
+        self.next_fault();
+    }
+
+    fn count(&self) -> u8 {
+        u8::try_from(self.nodes.len()).expect("few replicas")
+    }
+
+    fn cells(&self) -> u8 {
+        u8::try_from(self.map.cells.len()).expect("few cells")
+    }
+
+    fn after(&mut self, wait: Duration, what: What) {
+        self.order = self.order.wrapping_add(1);
+        self.queue.push(Reverse((self.at + wait, self.order, what)));
+    }
+
+    fn step(&mut self) {
+        let due = self
+            .engine
+            .next_timer()
+            .expect("the engine always asks to be called");
+        let due = due.saturating_duration_since(self.base).max(self.frozen_until);
+        match self.queue.peek() {
+            Some(Reverse((at, ..))) if *at <= due => {
+                let Some(Reverse((at, _, what))) = self.queue.pop() else {
+                    return;
+                };
+                // What comes while the sidecar stands still waits in its sockets, in order.
+                self.at = self.at.max(at);
+                if !matches!(
+                    what,
+                    What::Break | What::Mend | What::Spike { .. } | What::Hiccup(_)
+                ) {
+                    self.at = self.at.max(self.frozen_until);
+                }
+                self.happen(what);
+            }
+            _ => {
+                // As late as timers are.
+                self.at = self.at.max(due) + Duration::from_micros(50);
+                self.engine.on_timer(self.base + self.at);
+                self.listen();
+            }
+        }
+    }
+
+    fn happen(&mut self, what: What) {
+        match what {
+            What::Beat { node, cell } => self.beat(node, cell),
+            What::Accepted { node, cell, seq } => {
+                if self.node(node).state.publishes() {
+                    let (on, cell) = (id(node), self.cell(cell));
+                    self.tell(Input::HeartbeatSent { on, cell, seq });
+                }
+            }
+            What::Arrive {
+                from,
+                to,
+                cell,
+                carried,
+            } => self.arrive(from, to, cell, carried),
+            What::ProbeStart(probe) => self.probe_start(probe),
+            What::ProbeEnd { probe, number, end } => self.probe_end(probe, number, end),
+            What::Alive => self.alive(),
+            What::Resubscribe(node) => {
+                self.nodes[usize::from(node)].subscribed = true;
+                self.tell(Input::Subscribed { replica: id(node) });
+            }
+            What::Drained(epoch) => self.tell(Input::Drained { epoch }),
+            What::Spike { from, to } => self.spike(from, to),
+            What::Hiccup(kind) => {
+                let hiccup = given::HICCUPS[usize::from(kind)];
+                let lasting = given::within(&mut self.rng, hiccup.from, hiccup.to);
+                self.frozen_until = self.frozen_until.max(self.at + lasting);
+                self.tally.stalls += u64::from(lasting > self.terms.policy.tilt_after);
+                let wait = self.rng.exponential(hiccup.every);
+                self.after(wait, What::Hiccup(kind));
+            }
+            What::Break => self.break_something(),
+            What::Mend => self.mend(),
+        }
+    }
+
+    fn node(&self, node: u8) -> &Node {
+        &self.nodes[usize::from(node)]
+    }
+
+    fn cell(&self, cell: u8) -> CellId {
+        self.map.cells[usize::from(cell)].0
+    }
+
+    fn jittered(&mut self, usual: Duration) -> Duration {
+        let times = self.jitter[self.rng.below(self.jitter.len())];
+        usual.mul_f32(times)
+    }
+
+    /// A round trip from the sidecar, with what TCP sends again.
+    fn round_trip(&mut self, node: u8) -> Duration {
+        let usual = self.node(node).round_trip;
+        let mut trip = self.jittered(usual);
+        if self.node(node).state == State::Slow {
+            trip += self.slower;
+        }
+        let distance = self.distances[0][usize::from(node)];
+        if distance.spike_until > self.at {
+            trip += distance.spike;
+        }
+        if node != 0 && self.rng.below(1_000_000) < distance.loss {
+            trip += self.rng.between(MS * 200, MS * 400);
+        }
+        trip
+    }
+
+    fn beat(&mut self, node: u8, cell: u8) {
+        let interval = self.terms.policy.heartbeat_interval;
+        let wait = self.rng.between(interval * 99 / 100, interval * 101 / 100);
+        self.after(wait, What::Beat { node, cell });
+        if !self.node(node).state.publishes() {
+            return;
+        }
+        let seq = &mut self.nodes[usize::from(node)].seqs[usize::from(cell)];
+        *seq += 1;
+        let seq = *seq;
+        let trip = self.round_trip(node);
+        self.after(trip, What::Accepted { node, cell, seq });
+        let sent = self.at;
+        for to in 0..self.count() {
+            self.tally.beats += 1;
+            if self.rng.below(1_000_000) < self.distances[usize::from(node)][usize::from(to)].loss {
+                self.tally.lost += 1;
+            } else {
+                self.carry(node, to, cell, Carried::Beat { seq, sent }, trip / 2);
+            }
+        }
+    }
+
+    /// Over the link and to the sidecar's socket; or into the backlog of a link that is cut.
+    fn carry(&mut self, from: u8, to: u8, cell: u8, carried: Carried, wait: Duration) {
+        let distance = self.distances[usize::from(from)][usize::from(to)];
+        let road = &mut self.roads[usize::from(from)][usize::from(to)][usize::from(cell)];
+        if road.cut {
+            if road.backlog.len() < BACKLOG {
+                road.backlog.push(carried);
+            }
+            return;
+        }
+        let extra = road.extra;
+        let mut lag = self.jittered(distance.usual);
+        if distance.spike_until > self.at {
+            lag += distance.spike;
+        }
+        let home = self.jittered(self.node(to).round_trip / 2);
+        let road = &mut self.roads[usize::from(from)][usize::from(to)][usize::from(cell)];
+        road.newest = road.newest.max(self.at + wait + lag + extra + home);
+        let wait = road.newest - self.at;
+        if wait > self.terms.policy.lag_tolerance {
+            self.distances[usize::from(from)][usize::from(to)].over = Some(self.at + wait);
+        }
+        self.after(
+            wait,
+            What::Arrive {
+                from,
+                to,
+                cell,
+                carried,
+            },
+        );
+    }
+
+    fn arrive(&mut self, from: u8, to: u8, cell: u8, carried: Carried) {
+        let node = &mut self.nodes[usize::from(to)];
+        if node.state == State::Hung {
+            if node.stuck.len() < BACKLOG {
+                node.stuck.push((from, cell, carried));
+            }
+            return;
+        }
+        if !node.state.delivers() || !node.subscribed {
+            return;
+        }
+        let (to, cell) = (id(to), self.cell(cell));
+        self.tell(match carried {
+            Carried::Beat { seq, sent } => Input::HeartbeatHeard {
+                from: id(from),
+                to,
+                cell,
+                seq,
+                age: self.at - sent,
+                sent: self.base + sent,
+            },
+            Carried::Fence(fence) => Input::FenceHeard { id: fence, to, cell },
+        });
+    }
+
+    fn probe_start(&mut self, probe: u8) {
+        let Probe { node, kind, .. } = self.probes[usize::from(probe)];
+        let state = self.node(node).state;
+        let write = kind == ProbeKind::Write;
+        if write && matches!(state, State::Dead | State::Hung) {
+            // Its connection is gone, and only a PING that is answered brings it back.
+            self.after(self.terms.policy.probe_interval, What::ProbeStart(probe));
+            return;
+        }
+        let trip = self.round_trip(node);
+        let timeout = self.terms.answer_timeout;
+        let end = match state {
+            State::Dead => Some(End::Refused),
+            State::Hung => None,
+            State::Paused if write => None,
+            State::Loading => Some(End::Rejected),
+            State::Stale if write => Some(End::Rejected),
+            _ => Some(End::Answered),
+        };
+        if trip >= timeout && state != State::Slow {
+            self.nodes[usize::from(node)].overrun = Some(self.at + timeout);
+        }
+        let (end, wait) = match end.filter(|_| trip < timeout) {
+            Some(end) => (end, trip),
+            None => (End::TimedOut, timeout),
+        };
+        let at = &mut self.probes[usize::from(probe)];
+        at.number += 1;
+        at.start = self.at;
+        let number = at.number;
+        self.after(wait, What::ProbeEnd { probe, number, end });
+    }
+
+    fn probe_end(&mut self, probe: u8, number: u32, end: End) {
+        let Probe {
+            node,
+            shard,
+            kind,
+            number: newest,
+            start,
+            attempts,
+        } = self.probes[usize::from(probe)];
+        if newest != number {
+            return;
+        }
+        let policy = self.terms.policy;
+        let state = self.node(node).state;
+        if end == End::Answered && state == State::Hung {
+            // It stopped before it answered.
+            let wait = (start + self.terms.answer_timeout).saturating_sub(self.at);
+            let end = End::TimedOut;
+            self.after(wait, What::ProbeEnd { probe, number, end });
+            return;
+        }
+        let good = matches!(end, End::Answered | End::Rejected);
+        let wait = if good {
+            self.probes[usize::from(probe)].attempts = 0;
+            (start + policy.probe_interval).saturating_sub(self.at)
+        } else {
+            self.probes[usize::from(probe)].attempts += 1;
+            let step = BACKOFF
+                .get(attempts)
+                .map_or(BACKOFF_CAP, |&step| MS * step as u32);
+            // To connect and to be let in takes two round trips more.
+            let set_up = if state == State::Dead {
+                Duration::ZERO
+            } else {
+                self.node(node).round_trip * 2
+            };
+            step.min(BACKOFF_CAP).min(policy.probe_interval) + set_up
+        };
+        self.after(wait, What::ProbeStart(probe));
+        let outcome = match end {
+            End::Answered => Ok(self.at - start),
+            End::Rejected => Err(ProbeFailure::Rejected(
+                if state == State::Loading {
+                    "LOADING"
+                } else {
+                    "NOREPLICAS"
+                }
+                .to_owned(),
+            )),
+            End::Refused => Err(ProbeFailure::Refused),
+            End::Broken => Err(ProbeFailure::Broken),
+            End::TimedOut => Err(ProbeFailure::Timeout),
+        };
+        self.tell(Input::Probe {
+            replica: id(node),
+            shard: ShardId(shard),
+            kind,
+            outcome,
+        });
+    }
+
+    /// Applications use the active replica.
+    fn alive(&mut self) {
+        self.after(self.terms.policy.heartbeat_interval, What::Alive);
+        let Some(replica) = self.active else { return };
+        let seen = match self.node(replica.0).state {
+            State::Hung => return,
+            State::Dead => PassiveEvidence::Refused,
+            _ => PassiveEvidence::Alive,
+        };
+        self.tell(Input::Passive { replica, seen });
+    }
+
+    fn spike(&mut self, from: u8, to: u8) {
+        let (extra, lasting) = given::spike(&mut self.rng);
+        let distance = &mut self.distances[usize::from(from)][usize::from(to)];
+        distance.spike = extra;
+        distance.spike_until = self.at + lasting;
+        let wait = self.rng.exponential(given::SPIKE_EVERY);
+        self.after(wait, What::Spike { from, to });
+    }
+
+    fn next_fault(&mut self) {
+        let wait = given::QUIET_AT_LEAST + self.rng.exponential(given::QUIET_THEN);
+        self.after(wait, What::Break);
+    }
+
+    fn way(&self, from: u8, to: u8, cell: usize) -> Option<(Way, bool)> {
+        let shards = &self.map.cells[cell].1;
+        let way = Way {
+            from: id(from),
+            shard: shards[usize::from(from)]?,
+            to: id(to),
+            to_shard: shards[usize::from(to)]?,
+            cell,
+        };
+        Some((way, false))
+    }
+
+    fn break_something(&mut self) {
+        let node = u8::try_from(self.rng.below(self.nodes.len())).expect("few replicas");
+        let others: Vec<u8> = (0..self.count()).filter(|&other| other != node).collect();
+        let (slower, is_slow) = given::slower(&mut self.rng, self.terms.answer_timeout, node == 0);
+        self.slower = slower;
+        let can_be_slow = is_slow > self.node(node).round_trip * 8;
+        let kinds: Vec<Kind> = Kind::ALL
+            .iter()
+            .copied()
+            .filter(|kind| match kind {
+                // Between two replicas it is the same as a cut link.
+                Kind::Outbound | Kind::Inbound => others.len() > 1,
+                Kind::CellCut => self.cells() > 1,
+                Kind::Slow => can_be_slow,
+                _ => true,
+            })
+            .collect();
+        let kind = self.rng.pick(&kinds);
+        let peer = self.rng.pick(&others);
+        let cells: Vec<usize> = (0..self.map.cells.len()).collect();
+        let pairs: Vec<(u8, u8)> = match kind {
+            Kind::LinkCut | Kind::CellCut | Kind::Lagging => vec![(node, peer)],
+            Kind::Outbound => others.iter().map(|&other| (node, other)).collect(),
+            Kind::Inbound => others.iter().map(|&other| (other, node)).collect(),
+            Kind::Isolated => others
+                .iter()
+                .flat_map(|&other| [(node, other), (other, node)])
+                .collect(),
+            _ => Vec::new(),
+        };
+        let cells = if kind == Kind::CellCut {
+            vec![self.rng.pick(&cells)]
+        } else {
+            cells
+        };
+        let ways: Vec<(Way, bool)> = pairs
+            .iter()
+            .flat_map(|&(from, to)| cells.iter().filter_map(move |&cell| Some((from, to, cell))))
+            .filter_map(|(from, to, cell)| self.way(from, to, cell))
+            .collect();
+        let usual = (0..self.nodes.len()).flat_map(|a| (0..self.nodes.len()).map(move |b| (a, b)));
+        let usual = usual
+            .map(|(a, b)| {
+                self.distances[a][b].usual + self.nodes[a].round_trip / 2 + self.nodes[b].round_trip / 2
+            })
+            .max()
+            .unwrap_or_default();
+        for (way, _) in &ways {
+            let road = &mut self.roads[way.from.index()][way.to.index()][way.cell];
+            match kind {
+                Kind::Lagging => road.extra = given::LAGS_BY,
+                _ => road.cut = true,
+            }
+        }
+        if let Some(state) = kind.state() {
+            self.become_state(node, state);
+        }
+        self.fault = Some(Fault {
+            kind,
+            node: id(node),
+            ways,
+            start: self.at,
+            end: None,
+            called: None,
+            was_active: self.active == Some(id(node)),
+            left: None,
+            bound: kind.bound(self.terms.policy, self.terms.answer_timeout, usual),
+        });
+        let lasting = given::REPAIR_AT_LEAST + self.rng.exponential(given::REPAIR_THEN);
+        self.after(lasting, What::Mend);
+    }
+
+    fn become_state(&mut self, node: u8, state: State) {
+        let before = std::mem::replace(&mut self.nodes[usize::from(node)].state, state);
+        let far = self.node(node).round_trip / 2 + MS;
+        if state == State::Dead {
+            self.nodes[usize::from(node)].subscribed = false;
+            for (probe, at) in (0_u8..).zip(self.probes.clone()) {
+                if at.node == node {
+                    // Its connection is reset, asked or not.
+                    let number = at.number + 1;
+                    self.probes[usize::from(probe)].number = number;
+                    let end = End::Broken;
+                    self.after(far, What::ProbeEnd { probe, number, end });
+                }
+            }
+        } else if before == State::Dead {
+            let wait = self.rng.between(MS * 50, MS * 300);
+            self.after(wait, What::Resubscribe(node));
+        }
+        if before == State::Hung {
+            for (from, cell, carried) in std::mem::take(&mut self.nodes[usize::from(node)].stuck) {
+                let to = node;
+                self.after(
+                    far,
+                    What::Arrive {
+                        from,
+                        to,
+                        cell,
+                        carried,
+                    },
+                );
+            }
+        }
+    }
+
+    fn mend(&mut self) {
+        let Some(fault) = &mut self.fault else { return };
+        fault.end = Some(self.at);
+        let (node, kind, ways) = (fault.node.0, fault.kind, fault.ways.clone());
+        for (way, _) in &ways {
+            let (from, to) = (way.from.index(), way.to.index());
+            let road = &mut self.roads[from][to][way.cell];
+            road.cut = false;
+            road.extra = Duration::ZERO;
+            let cell = u8::try_from(way.cell).expect("few cells");
+            for carried in std::mem::take(&mut road.backlog) {
+                self.carry(way.from.0, way.to.0, cell, carried, Duration::ZERO);
+            }
+        }
+        if kind.state().is_some() {
+            self.become_state(node, State::Up);
+        }
+        self.close_fault();
+        self.next_fault();
+    }
+
+    fn close_fault(&mut self) {
+        if let Some(fault) = self.fault.as_ref().filter(|fault| fault.end.is_some()) {
+            self.tally.close(fault, self.terms.policy.dwell);
+        }
+    }
+
+    fn tell(&mut self, input: Input) {
+        self.tally.calls += 1;
+        self.engine.observe(input, self.base + self.at);
+        self.listen();
+    }
+
+    fn listen(&mut self) {
+        while let Some(output) = self.engine.poll() {
+            match output {
+                Output::Route(route) => {
+                    self.active = Some(route.write);
+                    if route.holding && self.node(route.write.0).state.answers() {
+                        let wait = self.rng.between(MS, MS * 15);
+                        self.after(wait, What::Drained(route.epoch));
+                    }
+                }
+                Output::PublishFence { id, on } => {
+                    for to in 0..self.count() {
+                        for cell in 0..self.cells() {
+                            let wait = self.node(on.0).round_trip / 2;
+                            self.carry(on.0, to, cell, Carried::Fence(id), wait);
+                        }
+                    }
+                }
+                Output::Event(event) => self.judge(&event),
+                Output::Answer { .. } | Output::RememberPin(_) => {}
+            }
+        }
+    }
+
+    /// Holds against the truth what the engine says.
+    fn judge(&mut self, event: &Event) {
+        if let Some(fault) = &mut self.fault {
+            fault.hear(event, self.at);
+        }
+        let Some(alarm) = alarm(event) else { return };
+        let settle =
+            self.terms.policy.heartbeat_timeout * 4 + self.terms.policy.probe_interval * 4 + MS * 2000;
+        let explained = self.fault.as_ref().is_some_and(|fault| {
+            let over = fault.end.is_some_and(|end| self.at > end + settle);
+            !over && fault.explains(event, self.nodes.len())
+        });
+        if !explained && self.is_held_up(event, settle) {
+            self.tally.held_up(alarm);
+        } else if !explained {
+            let fault = self.fault.as_ref();
+            self.tally.false_alarm(alarm, || {
+                let near = fault.map(|fault| (fault.kind, fault.node, fault.start, fault.end));
+                format!("{:?}: {event:?}; the newest fault: {near:?}", self.at)
+            });
+        }
+    }
+}
+
+impl Life<'_> {
+    /// The network has held up what goes to or from the replica for longer than the tolerance, or answers for longer than
+    /// they are waited for: then it does lag, or does not answer.
+    fn is_held_up(&self, event: &Event, settle: Duration) -> bool {
+        let lately = |at: Option<At>| at.is_some_and(|at| self.at < at + settle);
+        let overrun = |replica: &ReplicaId| lately(self.nodes[replica.index()].overrun);
+        match event {
+            Event::Fitness {
+                replica,
+                to: Fitness::Lagging,
+                ..
+            } => {
+                let i = replica.index();
+                let others = 0..self.nodes.len();
+                others
+                    .flat_map(|other| [self.distances[i][other].over, self.distances[other][i].over])
+                    .any(lately)
+            }
+            Event::Health { replica, .. } | Event::Fitness { replica, .. } => overrun(replica),
+            Event::Fault { fault, .. } => overrun(&fault.replica()),
+            Event::Switched(switched) => switched.from.as_ref().is_some_and(overrun),
+            _ => false,
+        }
+    }
+}
+
+/// What `event` warns of, if it does.
+fn alarm(event: &Event) -> Option<Alarm> {
+    match event {
+        Event::Health { to: Health::Down, .. } => Some(Alarm::Down),
+        Event::Health {
+            to: Health::Suspect, ..
+        } => Some(Alarm::Suspect),
+        Event::Link { up: false, .. } => Some(Alarm::Link),
+        Event::Fault { on: true, .. } => Some(Alarm::Named),
+        Event::Fitness {
+            to: Fitness::Lagging | Fitness::Isolated | Fitness::Stale,
+            ..
+        } => Some(Alarm::Unfit),
+        Event::Switched(switched) => {
+            (!matches!(switched.reason, SwitchReason::Startup | SwitchReason::Failback))
+                .then_some(Alarm::Switch)
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,125 @@
+//! A replica whose shards are nodes of their own: real servers in cluster mode, and slots that move between them.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use pulsegate::replica::{Address, Layout, Shard, SlotRange};
+use pulsegate::resp::keys::SLOTS;
+
+use crate::redis_server::Server;
+use crate::support::{PATIENCE, now};
+
+/// So many nodes, each with an equal part of the slots.
+pub(crate) struct Cluster {
+    pub(crate) nodes: Vec<Server>,
+}
+
+impl Cluster {
+    /// Starts it; every node knows the owner of every slot when this returns.
+    pub(crate) async fn start(nodes: usize) -> Cluster {
+        let mut servers = Vec::new();
+        let mut buses = Vec::new();
+        for _ in 0..nodes {
+            let free = TcpListener::bind("127.0.0.1:0").unwrap();
+            let bus = free.local_addr().unwrap().port().to_string();
+            drop(free);
+            let options = "--cluster-enabled yes --cluster-require-full-coverage no --cluster-node-timeout 2000 \
+                           --cluster-port";
+            let args: Vec<&str> = options
+                .split(' ')
+                .filter(|word| !word.is_empty())
+                .chain([bus.as_str()])
+                .collect();
+            servers.push(Server::start(&args).await);
+            buses.push(bus);
+        }
+        let ranges = Layout::even(nodes as u16);
+        for ((_, shard), server) in ranges.shards().zip(&servers) {
+            let [first, last] = [shard.slots[0].first, shard.slots[0].last].map(|slot| slot.to_string());
+            server.command(&["CLUSTER", "ADDSLOTSRANGE", &first, &last]).await;
+        }
+        for (server, bus) in servers.iter().zip(&buses).skip(1) {
+            let port = server.port.to_string();
+            servers[0]
+                .command(&["CLUSTER", "MEET", "127.0.0.1", &port, bus])
+                .await;
+        }
+        let cluster = Cluster { nodes: servers };
+        cluster.wait_known(SLOTS).await;
+        cluster
+    }
+
+    async fn wait_known(&self, slots: u16) {
+        let deadline = now() + PATIENCE;
+        for node in 0..self.nodes.len() {
+            loop {
+                let info: String = self.ask(node, &["CLUSTER", "INFO"]).await;
+                if info.contains("cluster_state:ok")
+                    && info.contains(&format!("cluster_slots_assigned:{slots}\r"))
+                    && info.contains(&format!("cluster_known_nodes:{}\r", self.nodes.len()))
+                {
+                    break;
+                }
+                assert!(now() < deadline, "the cluster does not come together: {info}");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+
+    /// One command on one node.
+    pub(crate) async fn ask<T: redis::FromRedisValue>(&self, node: usize, words: &[&str]) -> T {
+        let mut command = redis::cmd(words[0]);
+        for word in &words[1..] {
+            command.arg(*word);
+        }
+        command
+            .query_async(&mut self.nodes[node].connect().await)
+            .await
+            .unwrap()
+    }
+
+    /// What node `node` says of all slots.
+    pub(crate) async fn layout(&self, node: usize) -> Layout {
+        type Entry = (u16, u16, (String, u16, String, Vec<String>));
+        let entries: Vec<Entry> = self.ask(node, &["CLUSTER", "SLOTS"]).await;
+        let mut shards: Vec<Shard> = Vec::new();
+        for (first, last, (host, port, ..)) in entries {
+            let node = Some(Address::Tcp { host, port });
+            let range = SlotRange { first, last };
+            match shards.iter_mut().find(|shard| shard.node == node) {
+                Some(shard) => shard.slots.push(range),
+                None => shards.push(Shard {
+                    slots: vec![range],
+                    node,
+                }),
+            }
+        }
+        Layout::new(shards)
+    }
+
+    /// Moves a slot with all its keys, one key at a time, as `redis-cli --cluster reshard` does.
+    pub(crate) async fn migrate(&self, slot: u16, from: usize, to: usize) {
+        let slot = slot.to_string();
+        let from_id: String = self.ask(from, &["CLUSTER", "MYID"]).await;
+        let to_id: String = self.ask(to, &["CLUSTER", "MYID"]).await;
+        let _: String = self
+            .ask(to, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id])
+            .await;
+        let _: String = self
+            .ask(from, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id])
+            .await;
+        let port = self.nodes[to].port.to_string();
+        loop {
+            let keys: Vec<String> = self.ask(from, &["CLUSTER", "GETKEYSINSLOT", &slot, "1"]).await;
+            let Some(key) = keys.first() else { break };
+            let _: String = self
+                .ask(from, &["MIGRATE", "127.0.0.1", &port, key, "0", "5000"])
+                .await;
+        }
+        for node in [to, from] {
+            let _: String = self
+                .ask(node, &["CLUSTER", "SETSLOT", &slot, "NODE", &to_id])
+                .await;
+        }
+    }
+}
