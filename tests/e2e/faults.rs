@@ -20,17 +20,17 @@ use crate::witness::{events, says, switches, text, together, unix_ms, wait_well}
 use cases::{Fault, MARGIN, NEXT, Place};
 
 /// Cases at once: most of their time they wait.
-const AT_ONCE: usize = 8;
+const AT_ONCE: usize = 12;
 
 /// How long a case goes on after it was seen: nothing may change any more.
-const WATCH: Duration = Duration::from_millis(1500);
+const WATCH: Duration = Duration::from_millis(1200);
 
 const POLL: Duration = Duration::from_millis(20);
 
 /// What was seen of one case.
 #[derive(Debug)]
 struct Row {
-    fault: &'static str,
+    fault: Fault,
     place: Place,
     says: String,
     said: Duration,
@@ -86,15 +86,20 @@ async fn case(fault: Fault, place: Place, calm: Option<Calm>) -> Result<Row, Str
         let (words, (does, moved)) = (says(&status), done(&status, began));
         let moment = since(began, unix_ms());
         let line = format!("{words}; {does}");
-        if !timeline.last().is_some_and(|(_, known, _)| *known == line) {
+        if timeline.last().is_none_or(|(_, known, _)| *known != line) {
             timeline.push((moment, line, reasons(&status)));
         }
-        if words == promise.says && does == wished && said.is_none() {
+        let because = text(&status["replicas"][0]["reason"]).contains(promise.because);
+        let as_wished = match promise.lasting {
+            true => words == promise.says,
+            false => words.starts_with(&promise.says),
+        };
+        if as_wished && because && does == wished && said.is_none() {
             said = Some(moment);
             over = started.elapsed() + WATCH;
         }
         let row = Row {
-            fault: fault.words(),
+            fault,
             place,
             says: words,
             said: said.unwrap_or(moment),
@@ -176,6 +181,7 @@ async fn every_fault_is_said_and_answered_as_promised() {
             Err(words) => wrong.push(words),
         }
     }
+    rows.sort_by_key(|row| row.fault);
     for row in &rows {
         println!("{row:?}");
     }

@@ -1,6 +1,6 @@
 //! A load that keeps the machine busy is no fault of anybody: no false alarm, with the profile that decides soonest.
 //!
-//! `PULSEGATE_SOAK=600` makes it ten minutes.
+//! `SATURATED_SECONDS=600` makes it ten minutes (a name of `PULSEGATE_…` would be configuration).
 
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -72,7 +72,7 @@ fn is_alarm(event: &Value) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_saturating_load_raises_no_alarm() {
-    let soak = std::env::var("PULSEGATE_SOAK").ok();
+    let soak = std::env::var("SATURATED_SECONDS").ok();
     let length = soak.map_or(USUAL, |seconds| {
         Duration::from_secs(seconds.parse().expect("seconds"))
     });

@@ -189,7 +189,7 @@ async fn never_while_unfit(unfit: Unfit) {
 async fn never_back_to_an_unfit_replica_and_soon_to_a_mended_one() {
     together(
         Unfit::ALL.len(),
-        Unfit::ALL.map(|unfit| (format!("{unfit:?}"), never_while_unfit(unfit))),
+        Unfit::ALL.map(|unfit| (format!("{unfit:?}"), Box::pin(never_while_unfit(unfit)))),
     )
     .await;
 }
@@ -264,5 +264,9 @@ async fn relapse(relapse: Relapse) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relapse_takes_the_reads_back_without_an_error() {
     let all = [Relapse::Killed, Relapse::RefusesWrites, Relapse::Lags];
-    together(all.len(), all.map(|kind| (format!("{kind:?}"), relapse(kind)))).await;
+    together(
+        all.len(),
+        all.map(|kind| (format!("{kind:?}"), Box::pin(relapse(kind)))),
+    )
+    .await;
 }

@@ -74,8 +74,8 @@ impl fmt::Display for Place {
     }
 }
 
-/// What happens to the active replica.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What happens to the active replica, in the order of the table.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Fault {
     LinkCut,
     LinkSlow,
@@ -109,7 +109,9 @@ pub(super) struct Promise {
     /// As `witness::says` says it.
     pub(super) says: String,
     pub(super) said_within: Duration,
-    /// Whether it is still said for as long as the fault lasts.
+    /// A part of the reason that is given for the active replica's state.
+    pub(super) because: &'static str,
+    /// Whether it is still said for as long as the fault lasts; otherwise more may be said besides.
     pub(super) lasting: bool,
     /// The switch's reason, and how soon; none: the traffic stays.
     pub(super) leaves: Option<(&'static str, Duration)>,
@@ -122,6 +124,7 @@ impl Promise {
         Promise {
             says: says.into(),
             said_within,
+            because: "",
             lasting: true,
             leaves: None,
             told: None,
@@ -163,6 +166,7 @@ const STALLED: Duration = ms(1500);
 pub(super) const MARGIN: Duration = ms(300);
 
 impl Fault {
+    /// The slow network first: it takes longest.
     pub(super) const ALL: [Fault; 25] = [
         Fault::NetworkSlow,
         Fault::LinkCut,
@@ -275,14 +279,16 @@ impl Fault {
             Fault::NetworkSilences => rig.half_open(ACTIVE, Direction::ToClient).await,
             Fault::NetworkSlow => rig.delay(ACTIVE, ms(140), ms(140)).await,
             Fault::NetworkDribbles => rig.dribble(ACTIVE, 1, ms(10)).await,
-            // The restart's own refusals are another fault: the network is silent until it loads.
-            Fault::Loading => {
+            // The restart's own refusals are another fault: the network is silent until it loads. Whoever stands before
+            // several shards stays there.
+            Fault::Loading if rig.region(ACTIVE).shards().len() == 1 => {
                 rig.stall(ACTIVE).await.unwrap();
                 rig.loading(ACTIVE, ms(5000)).await.unwrap();
                 let began = unix_ms();
                 rig.heal_network(ACTIVE).await.unwrap();
                 return began;
             }
+            Fault::Loading => rig.loading(ACTIVE, ms(5000)).await,
             Fault::StaleMinReplicas => rig.stale_min_replicas(ACTIVE).await,
             Fault::StaleOutbound => rig.stale_outbound(ACTIVE).await,
             Fault::OutOfMemory => rig.out_of_memory(ACTIVE).await,
@@ -322,8 +328,15 @@ impl Fault {
             Fault::Hung | Fault::NetworkSilent | Fault::NetworkDeafens | Fault::NetworkSilences => {
                 down("silent", HEARTBEAT)
             }
-            Fault::NetworkSlow => Promise::stays("local suspect", ms(10_000)),
-            Fault::NetworkDribbles | Fault::WritesStalled => {
+            Fault::NetworkSlow => Promise {
+                because: "is usual",
+                ..Promise::stays("local suspect", ms(10_000))
+            },
+            // A PING may get through in time or not.
+            Fault::NetworkDribbles => {
+                Promise::leaves(severed("suspect, stale", "", place), "unwritable", STALLED).passing()
+            }
+            Fault::WritesStalled => {
                 Promise::leaves(severed("suspect, stale", "", place), "unwritable", STALLED)
             }
             Fault::ShardHung | Fault::ShardDead => {
@@ -345,7 +358,7 @@ impl Fault {
                 Promise::leaves("local down", "unwritable", UNWRITABLE).said_within(FAILING)
             }
             // Whoever stands before the shards answers PING.
-            Fault::Loading => Promise::leaves("local stale", "unwritable", UNWRITABLE).passing(),
+            Fault::Loading => Promise::leaves("local stale", "unwritable", ms(1500)).passing(),
             Fault::StaleMinReplicas | Fault::OutOfMemory | Fault::ShardStale => {
                 Promise::leaves("local stale", "unwritable", UNWRITABLE)
             }

@@ -10,6 +10,9 @@ const END: &str = "<!-- end -->\n";
 
 /// To a tenth of a second; times of the machine that measured, not promises.
 fn rounded(time: Duration) -> String {
+    if time < Duration::from_millis(100) {
+        return "< 0.1 s".to_owned();
+    }
     format!("{:.1} s", time.as_secs_f64())
 }
 
@@ -21,6 +24,7 @@ fn line(row: &Row) -> String {
         does,
         ..
     } = row;
+    let fault = fault.words();
     let moved = row.moved.map(rounded).unwrap_or_default();
     let said = rounded(row.said);
     format!("| {fault} | {place} | {says} | {said} | {does} | {moved} |\n")
