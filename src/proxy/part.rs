@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
-use super::cluster::{Joiner, Step};
+use super::cluster::{Joiner, Local, Step};
 use super::command::Command;
 use super::topology::Place;
 
@@ -31,6 +31,8 @@ pub(crate) enum Part {
     },
     /// Nil is no answer while there are more shards to ask; so many were asked before.
     Search(usize),
+    /// Pulsegate says this in its place, if the node answers it with success.
+    Instead(Local),
 }
 
 /// A command that went out in parts.
@@ -66,7 +68,7 @@ impl Joint {
 /// What is sent in the place of a command of which nothing is known to have been applied, whose link was lost.
 pub(crate) fn again(mut command: Command, frame: Bytes) -> Again {
     match command.part() {
-        None => Again::This(command, frame),
+        None | Some(Part::Instead(_)) => Again::This(command, frame),
         Some(Part::Of {
             everywhere: false, ..
         }) => Again::This(command, frame),

@@ -402,9 +402,10 @@ impl Session {
             expect => expect,
         };
         let opens = std::mem::take(&mut st.opening);
-        let aside = (opens || c.taints || c.change.is_some()).then(|| {
+        let aside = (opens || c.taints || c.change.is_some() || c.instead.is_some()).then(|| {
             Box::new(Aside {
                 change: c.change,
+                part: c.instead.map(Part::Instead),
                 opens,
                 taints: c.taints,
                 ..Aside::default()

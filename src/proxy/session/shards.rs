@@ -12,7 +12,7 @@ use super::{Session, State};
 use crate::metrics::HoldEnd;
 use crate::proxy::classify;
 use crate::proxy::cluster::plan::CROSSSLOT;
-use crate::proxy::cluster::{Itself, Joiner, Plan, Slots, Step as ScanStep, slots};
+use crate::proxy::cluster::{Itself, Joiner, Local, Plan, Slots, Step as ScanStep, slots};
 use crate::proxy::command::{Command, Held, Tx};
 use crate::proxy::intent::{Change, Step, Subscription};
 use crate::proxy::link::{End, Frame, Link, Phase};
@@ -334,13 +334,16 @@ impl Session {
                 let node = nodes[(self.id as usize + asked) % nodes.len()];
                 Way::Search(Place { replica: to, node }, asked)
             }
-            Plan::Local(local) => {
-                let (host, port) = self.worker.itself(self.writer.local_addr());
-                let itself = Itself { host: &host, port };
-                Way::Answer(local.answer(frame, itself, st.intent.identity.resp3))
-            }
+            Plan::Local(local) => Way::Answer(self.say_itself(st, local, frame)),
             Plan::Refused(reply) => Way::Answer(reply),
         }
+    }
+
+    /// What is said of Pulsegate as a cluster of one node.
+    fn say_itself(&self, st: &State, local: Local, frame: &[u8]) -> Bytes {
+        let (host, port) = self.worker.itself(self.writer.local_addr());
+        let itself = Itself { host: &host, port };
+        local.answer(frame, itself, st.intent.identity.resp3)
     }
 
     /// Sends a command whole.
@@ -583,6 +586,12 @@ impl Session {
             }
             Some(Part::Scan { step, .. }) => {
                 let reply = step.reply(frame);
+                self.answer(st, &command, &reply);
+            }
+            // Neither an error nor QUEUED.
+            Some(Part::Instead(local)) if !matches!(frame, [b'-' | b'+', ..]) => {
+                let local = *local;
+                let reply = self.say_itself(st, local, frame);
                 self.answer(st, &command, &reply);
             }
             _ => self.answer(st, &command, frame),
