@@ -1,6 +1,6 @@
 //! What a sidecar says of its replicas, read out of `/status` and `/events`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -80,43 +80,52 @@ pub(crate) async fn wait_well(sidecar: &Sidecar, shards: &[usize]) -> Duration {
         .await
 }
 
-/// What is not as it should be, in words: replicas first, then the links between those that live.
+/// What is not as it should be, in words: the replicas' states, then what of replication is named as broken, with the
+/// shards when those are not all.
 pub(crate) fn says(status: &Value) -> String {
     let mut said = Vec::new();
-    let mut gone = BTreeSet::new();
     for replica in status["replicas"].as_array().expect("replicas") {
         let [name, health, fitness] = ["name", "health", "fitness"].map(|key| text(&replica[key]));
         match (health, fitness) {
             ("healthy", "in_sync") => {}
-            ("down" | "unknown", _) => {
-                gone.insert(name.to_owned());
-                said.push(format!("{name} {health}"));
-            }
+            ("down" | "unknown", _) => said.push(format!("{name} {health}")),
             ("healthy", fitness) => said.push(format!("{name} {fitness}")),
             (health, "in_sync") => said.push(format!("{name} {health}")),
             (health, fitness) => said.push(format!("{name} {health}, {fitness}")),
         }
     }
-    let between = |(from, _, to, _): &Link| from != to && !gone.contains(from) && !gone.contains(to);
-    let down: Vec<Link> = links_down(status).into_iter().filter(between).collect();
-    let whole = |pair: (&str, &str)| {
-        links(status).all(|((from, _, to, _), up)| (from.as_str(), to.as_str()) != pair || !up)
-    };
-    for (from, shard, to, to_shard) in &down {
-        let words = match (whole((from, to)), shard == to_shard) {
-            (true, _) => format!("{from} → {to} down"),
-            (false, true) => format!("{from} → {to} (shard {shard}) down"),
-            (false, false) => format!("{from} → {to} (shard {shard} to {to_shard}) down"),
-        };
-        if !said.contains(&words) {
-            said.push(words);
-        }
-    }
+    said.extend(named(status));
     if said.is_empty() {
         "all well".to_owned()
     } else {
         said.join("; ")
     }
+}
+
+/// The entries of `faults`, those that differ only in their shard as one.
+fn named(status: &Value) -> impl Iterator<Item = String> {
+    let mut shards: BTreeMap<String, (usize, Vec<u64>)> = BTreeMap::new();
+    for fault in status["faults"].as_array().expect("faults") {
+        let name = text(&fault["replica"]);
+        let what = match text(&fault["kind"]) {
+            "link" => format!("{name} → {} broken", text(&fault["to"])),
+            "writes" => format!("writes of {name} refused"),
+            "echo" => format!("echo of {name} lost"),
+            "isolated" => format!("{name} cut off"),
+            direction => format!("{direction} of {name} broken"),
+        };
+        let all = replica(status, name)["shards"].as_array().map_or(0, Vec::len);
+        let entry = shards.entry(what).or_insert((all, Vec::new()));
+        entry.1.push(fault["shard"].as_u64().expect("a shard"));
+    }
+    shards.into_iter().map(|(what, (all, mut shards))| {
+        shards.sort_unstable();
+        match &shards[..] {
+            whole if whole.len() == all => what,
+            [one] => format!("{what} (shard {one})"),
+            some => format!("{what} (shards {some:?})"),
+        }
+    })
 }
 
 /// The switches, the first route not among them, the oldest first.

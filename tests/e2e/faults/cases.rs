@@ -113,7 +113,7 @@ pub(super) struct Promise {
     pub(super) because: &'static str,
     /// Whether it is still said for as long as the fault lasts; otherwise more may be said besides.
     pub(super) lasting: bool,
-    /// The switch's reason, and how soon; none: the traffic stays.
+    /// The switch's reason, several with ` or ` between them, and how soon; none: the traffic stays.
     pub(super) leaves: Option<(&'static str, Duration)>,
     /// A kind of event that tells of it.
     pub(super) told: Option<&'static str>,
@@ -160,6 +160,8 @@ const REFUSED: Duration = ms(500);
 const UNWRITABLE: Duration = ms(500);
 /// Three errors to PING, 200 ms apart.
 const FAILING: Duration = ms(700);
+/// How long a replica of which one shard fails may mend itself.
+const SHARD_GRACE: Duration = ms(2000);
 /// Two write probes in a row without an answer: the first is given up after the heartbeat time-out.
 const STALLED: Duration = ms(1500);
 /// The test's own share: starting and polling, several cases at once.
@@ -210,7 +212,7 @@ impl Fault {
         match self {
             Fault::LinkCut => "link to `remote` cut",
             Fault::LinkSlow => "link to `remote` 700 ms late",
-            Fault::LinkFlapping => "link to `remote` flapping, 1.3 s cut and 1.3 s whole",
+            Fault::LinkFlapping => "link to `remote` flapping, 1.6 s cut and 1.6 s whole",
             Fault::Isolated => "all its links cut, both ways",
             Fault::IsolatedLeave => "the same with `on_isolated = \"leave\"`",
             Fault::Dead => "killed",
@@ -261,7 +263,7 @@ impl Fault {
         match self {
             Fault::LinkCut => rig.cut_link(ACTIVE, NEXT).await,
             Fault::LinkSlow => rig.delay_link(ACTIVE, NEXT, ms(700)),
-            Fault::LinkFlapping => rig.flap_link(ACTIVE, NEXT, ms(2600)),
+            Fault::LinkFlapping => rig.flap_link(ACTIVE, NEXT, ms(3200)),
             Fault::Isolated | Fault::IsolatedLeave => {
                 for other in rig.regions().iter().map(|region| region.name()) {
                     if other != ACTIVE {
@@ -316,7 +318,7 @@ impl Fault {
     /// What is promised of it.
     pub(super) fn promise(self, place: Place) -> Promise {
         let down = |reason, within| Promise::leaves("local down", reason, within);
-        let both_lag = |link: &str| format!("local lagging; remote lagging; local → remote{link} down");
+        let both_lag = |link: &str| format!("local lagging; remote lagging; local → remote broken{link}");
         match self {
             Fault::LinkCut => Promise::stays(both_lag(""), HEARTBEAT),
             Fault::ShardLinkCut => Promise::stays(both_lag(" (shard 1)"), HEARTBEAT),
@@ -325,47 +327,51 @@ impl Fault {
             Fault::Isolated => Promise::stays(isolated(place), HEARTBEAT),
             Fault::IsolatedLeave => Promise::leaves(isolated(place), "isolated", HEARTBEAT),
             Fault::Dead | Fault::NetworkCut => down("refused", REFUSED),
+            // Whichever is missed first: the answer to a PING, or to two writes.
             Fault::Hung | Fault::NetworkSilent | Fault::NetworkDeafens | Fault::NetworkSilences => {
-                down("silent", HEARTBEAT)
+                down("silent or unwritable", HEARTBEAT)
             }
             Fault::NetworkSlow => Promise {
                 because: "is usual",
                 ..Promise::stays("local suspect", ms(10_000))
             },
             // A PING may get through in time or not.
-            Fault::NetworkDribbles => {
-                Promise::leaves(severed("suspect, stale", "", place), "unwritable", STALLED).passing()
-            }
-            Fault::WritesStalled => {
-                Promise::leaves(severed("suspect, stale", "", place), "unwritable", STALLED)
-            }
-            Fault::ShardHung | Fault::ShardDead => {
-                // With two replicas nobody can tell whose fault it is that a shard's links are silent.
-                let state = match place.regions {
-                    2 => "suspect, stale; remote lagging",
-                    _ => "suspect, stale",
-                };
-                let within = if self == Fault::ShardDead {
-                    UNWRITABLE
-                } else {
-                    STALLED
-                };
-                Promise::leaves(severed(state, " (shard 1)", place), "unwritable", within)
-                    .said_within(STALLED)
-            }
+            Fault::NetworkDribbles => Promise::leaves(
+                "local suspect, stale; writes of local refused",
+                "unwritable",
+                STALLED,
+            )
+            .passing(),
+            Fault::WritesStalled => Promise::leaves(
+                "local suspect, stale; writes of local refused",
+                "unwritable",
+                STALLED,
+            ),
+            // One connection to whoever stands before the shards: answers wait for those of the hung one.
+            Fault::ShardHung => Promise::leaves(one_shard("", place), "unwritable", STALLED),
+            Fault::ShardDead => Promise::leaves(
+                one_shard(" (shard 1)", place),
+                "unwritable",
+                SHARD_GRACE + UNWRITABLE,
+            ),
+            Fault::ShardStale => Promise::leaves(
+                "local stale; writes of local refused (shard 1)",
+                "unwritable",
+                SHARD_GRACE + UNWRITABLE,
+            ),
             // Both are refused; writes are tried more often.
             Fault::Loading if place.form == Form::Plain => {
                 Promise::leaves("local down", "unwritable", UNWRITABLE).said_within(FAILING)
             }
             // Whoever stands before the shards answers PING.
             Fault::Loading => Promise::leaves("local stale", "unwritable", ms(1500)).passing(),
-            Fault::StaleMinReplicas | Fault::OutOfMemory | Fault::ShardStale => {
-                Promise::leaves("local stale", "unwritable", UNWRITABLE)
+            Fault::StaleMinReplicas | Fault::OutOfMemory => {
+                Promise::leaves("local stale; writes of local refused", "unwritable", UNWRITABLE)
             }
             Fault::StaleOutbound => {
                 let says = match place.regions {
-                    2 => "local stale; remote lagging; local → remote down",
-                    _ => "local stale; local → remote down; local → third down",
+                    2 => "local stale; remote lagging; local → remote broken; writes of local refused",
+                    _ => "local stale; outbound of local broken; writes of local refused",
                 };
                 Promise::leaves(says, "unwritable", UNWRITABLE).said_within(HEARTBEAT)
             }
@@ -385,21 +391,21 @@ impl Fault {
     }
 }
 
-/// `local` in such a state, and nothing passes to it or from it, in all shards or the one named.
-fn severed(state: &str, shard: &str, place: Place) -> String {
-    let others = ["remote", "third"].into_iter().take(place.regions - 1);
-    let out = others
-        .clone()
-        .map(|other| format!("; local → {other}{shard} down"));
-    let back = others.map(|other| format!("; {other} → local{shard} down"));
-    let links: String = out.chain(back).collect();
-    format!("local {state}{links}")
+/// What is said of a replica one shard of which does not work. With two replicas nobody can tell whose fault it is that
+/// the shard's links are silent.
+fn one_shard(refusing: &str, place: Place) -> String {
+    let peer = if place.regions == 2 {
+        "; remote lagging"
+    } else {
+        ""
+    };
+    format!("local suspect, stale{peer}; writes of local refused{refusing}")
 }
 
-fn isolated(place: Place) -> String {
+fn isolated(place: Place) -> &'static str {
     match place.regions {
-        2 => severed("isolated; remote isolated", "", place),
-        _ => severed("isolated", "", place),
+        2 => "local isolated; remote isolated; local → remote broken; remote → local broken",
+        _ => "local isolated; local cut off",
     }
 }
 
