@@ -42,7 +42,9 @@ class Facade:
 
         async def call(*args, **kwargs):
             result = attribute(*args, **kwargs)
-            return await result if inspect.isawaitable(result) else result
+            # A pipeline gives itself, which is no result to wait for: waiting for it empties that of asyncio's cluster client.
+            waits = inspect.isawaitable(result) and result is not self._target
+            return await result if waits else result
 
         return call
 
