@@ -74,6 +74,10 @@ impl World {
 }
 
 /// One server in cluster mode, which has all slots.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a deadline, and a pause between two looks at the condition"
+)]
 fn one_node() -> (Server, u16) {
     let free = || TcpListener::bind("127.0.0.1:0").unwrap();
     let (port, bus) = (free(), free());

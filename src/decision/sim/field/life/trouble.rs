@@ -66,7 +66,7 @@ impl Life<'_> {
         };
         let ways: Vec<(Way, bool)> = pairs
             .iter()
-            .flat_map(|&(from, to)| cells.iter().filter_map(move |&cell| Some((from, to, cell))))
+            .flat_map(|&(from, to)| cells.iter().map(move |&cell| (from, to, cell)))
             .filter_map(|(from, to, cell)| self.way(from, to, cell))
             .collect();
         let usual = (0..self.nodes.len()).flat_map(|a| (0..self.nodes.len()).map(move |b| (a, b)));
