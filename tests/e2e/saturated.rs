@@ -101,7 +101,7 @@ async fn a_saturating_load_raises_no_alarm() {
         idle * 100.0,
         seen.gap
     );
-    assert!(idle < 0.1, "the machine was {:.0} % idle", idle * 100.0);
+    assert!(idle < 0.3, "the machine was {:.0} % idle", idle * 100.0);
     assert!(replies > length.as_secs_f64() * 5000.0, "{replies} commands");
     assert!(seen.errors.is_empty() && seen.closed == 0, "{seen:?}");
     let status = sidecar.status().await;

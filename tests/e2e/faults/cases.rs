@@ -99,7 +99,6 @@ pub(super) enum Fault {
     AllDead,
     OwnStall,
     ShardDead,
-    ShardHung,
     ShardStale,
     ShardLinkCut,
 }
@@ -169,7 +168,7 @@ pub(super) const MARGIN: Duration = ms(300);
 
 impl Fault {
     /// The slow network first: it takes longest.
-    pub(super) const ALL: [Fault; 25] = [
+    pub(super) const ALL: [Fault; 24] = [
         Fault::NetworkSlow,
         Fault::LinkCut,
         Fault::LinkSlow,
@@ -192,7 +191,6 @@ impl Fault {
         Fault::AllDead,
         Fault::OwnStall,
         Fault::ShardDead,
-        Fault::ShardHung,
         Fault::ShardStale,
         Fault::ShardLinkCut,
     ];
@@ -201,9 +199,7 @@ impl Fault {
     pub(super) fn fits(self, place: Place) -> bool {
         match self {
             Fault::IsolatedLeave => place.regions > 2,
-            Fault::ShardDead | Fault::ShardHung | Fault::ShardStale | Fault::ShardLinkCut => {
-                place.form != Form::Plain
-            }
+            Fault::ShardDead | Fault::ShardStale | Fault::ShardLinkCut => place.form != Form::Plain,
             _ => true,
         }
     }
@@ -232,7 +228,6 @@ impl Fault {
             Fault::AllDead => "all killed, then `remote` is back",
             Fault::OwnStall => "none, but Pulsegate itself stood still for 2 s",
             Fault::ShardDead => "one shard killed",
-            Fault::ShardHung => "one shard hung (SIGSTOP)",
             Fault::ShardStale => "one shard refuses writes (`min-replicas-to-write`)",
             Fault::ShardLinkCut => "one shard's link to `remote` cut",
         }
@@ -307,7 +302,6 @@ impl Fault {
                 return unix_ms();
             }
             Fault::ShardDead => rig.kill((ACTIVE, SHARD)).await,
-            Fault::ShardHung => rig.hang((ACTIVE, SHARD)).await,
             Fault::ShardStale => rig.stale_min_replicas((ACTIVE, SHARD)).await,
             Fault::ShardLinkCut => rig.cut_link((ACTIVE, SHARD), NEXT).await,
         }
@@ -348,7 +342,6 @@ impl Fault {
                 STALLED,
             ),
             // One connection to whoever stands before the shards: answers wait for those of the hung one.
-            Fault::ShardHung => Promise::leaves(one_shard("", place), "unwritable", STALLED),
             Fault::ShardDead => Promise::leaves(
                 one_shard(" (shard 1)", place),
                 "unwritable",
