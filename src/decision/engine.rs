@@ -52,6 +52,8 @@ pub(super) struct ReplicaState {
     pub(super) evidence: Evidence,
     pub(super) standing: Standing,
     pub(super) reading: Reading,
+    /// A link speaks against it since then, and is not held against it yet.
+    pub(super) disputed: Option<Moment>,
     pub(super) damping: Damping,
     /// When a REST check is configured.
     pub(super) rest: Option<Rest>,
@@ -139,6 +141,7 @@ impl Engine {
                 fitness: Fitness::Unknown,
                 ground: Ground::NotAnswering,
             },
+            disputed: None,
             damping: Damping::default(),
             rest: member.rest.map(Rest::new),
         });
@@ -272,7 +275,8 @@ impl Engine {
                     seq,
                     age,
                 };
-                let fresh = self.links.hear(heard, &self.windows, now, tilt);
+                let own = self.clock.own_part(age);
+                let fresh = self.links.hear(heard, own, &self.windows, now, tilt);
                 if let Some(cell) = fresh.filter(|_| from == to) {
                     self.replicas[from.index()].evidence.echo_heard(cell, seq);
                     if let Some(tilt) = self.tilt.as_mut().filter(|_| self.active == Some(from)) {
@@ -346,8 +350,10 @@ impl Engine {
         for change in changes {
             self.tell_link(change, now);
         }
-        self.refresh_fitness(now);
-        self.refresh_faults(now);
+        if !self.all_is_well() {
+            self.refresh_fitness(now);
+            self.refresh_faults(now);
+        }
         self.refresh_rest(now);
     }
 
@@ -410,10 +416,35 @@ impl Engine {
         });
     }
 
+    /// Everything is as it should be, and was read as such: as nearly always, and then there is nothing to read.
+    fn all_is_well(&self) -> bool {
+        self.faults.is_empty()
+            && self.links.all_well()
+            && self.replicas.iter().all(|state| {
+                state.standing.health == Health::Healthy
+                    && state.evidence.writable() == Some(true)
+                    && state.reading.ground == Ground::Proved
+                    && state.disputed.is_none()
+            })
+    }
+
     fn refresh_fitness(&mut self, now: Moment) {
         let readings: Vec<Reading> =
             self.with_matrix(|matrix| self.ids().map(|id| matrix.read(id)).collect());
+        let telling = self.members.len() > 2;
         for (id, reading) in self.ids().zip(readings) {
+            let state = &mut self.replicas[id.index()];
+            let before = state.reading.fitness;
+            if telling
+                && reading.fitness == Fitness::Lagging
+                && matches!(before, Fitness::InSync | Fitness::Unknown)
+            {
+                let since = *state.disputed.get_or_insert(now);
+                if now.since(since) < self.windows.dispute {
+                    continue;
+                }
+            }
+            state.disputed = None;
             let before = std::mem::replace(&mut self.replicas[id.index()].reading, reading);
             if before.fitness != reading.fitness {
                 let why = self.fitness_words(id, now);

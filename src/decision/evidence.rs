@@ -437,11 +437,13 @@ impl Evidence {
             return;
         }
         for (cell, beats) in self.beats.iter_mut().enumerate() {
+            if beats.unheard < 2 {
+                continue;
+            }
             let window = window(cell);
             let sending = beats.sent.is_some_and(|sent| now.since(sent) < windows.link);
             let past = |since: Option<Moment>, window| since.is_some_and(|at| now.since(at) >= window);
             if sending
-                && beats.unheard >= 2
                 && (past(beats.unheard_since, window)
                     || past(beats.unheard_ever_since, window.saturating_mul(3)))
             {

@@ -175,15 +175,17 @@ impl Engine {
                     Fault::Inbound { replica, shard }
                 });
             }
-            // The links of one broken end go down one after another, within half a heartbeat.
+            // The links of one broken end go down one after another, within half a heartbeat, and so do they come back.
             let alone = !outbound && !inbound && now.since(link.changed) >= self.windows.beat / 2;
-            if alone {
-                found.insert(Fault::Link {
-                    from: path.from,
-                    shard: path.shard,
-                    to: path.to,
-                    to_shard: path.to_shard,
-                });
+            let fault = Fault::Link {
+                from: path.from,
+                shard: path.shard,
+                to: path.to,
+                to_shard: path.to_shard,
+            };
+            let known = || self.faults.iter().any(|(known, _)| *known == fault);
+            if alone && (known() || !self.is_in_doubt(path, now)) {
+                found.insert(fault);
             }
         }
         found
@@ -243,6 +245,23 @@ impl Engine {
             peers += usize::from(told_of);
         }
         peers >= 2
+    }
+
+    /// Whether it may be more than the link: other links of the same end came up just now, and this one may have been
+    /// broken with them; or an end has not heard itself just now, and its pub/sub may be what is broken.
+    fn is_in_doubt(&self, path: Path, now: Moment) -> bool {
+        let ends = self
+            .ids()
+            .flat_map(|other| [(path.from, other), (other, path.to)]);
+        let links = ends.flat_map(|(from, to)| self.links.between(from, to));
+        let mut links = links.filter(|(other, _)| {
+            (other.from, other.shard) == (path.from, path.shard)
+                || (other.to, other.to_shard) == (path.to, path.to_shard)
+        });
+        links.any(|(other, link)| match other.from == other.to {
+            true => link.quiet(now) >= self.windows.dispute,
+            false => link.up == Some(true) && now.since(link.changed) < self.windows.dispute,
+        })
     }
 
     /// What is broken, in words.

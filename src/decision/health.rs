@@ -135,7 +135,7 @@ impl fmt::Display for Finding {
             ),
             Finding::PingLate { quiet, failures } => write!(
                 f,
-                "last PING answer {} ago, {failures} failed probes since",
+                "last answer to a probe {} ago, {failures} failed PINGs in a row",
                 Secs(*quiet)
             ),
             Finding::EchoMissing { shard, sent, lasting } => write!(
@@ -295,7 +295,8 @@ fn within_windows(
     };
     let failures = evidence.pings.iter().map(|ping| ping.failures).max().unwrap_or(0);
     let rejected = evidence.pings.iter().any(|ping| ping.rejected > 0);
-    let quiet = evidence.pings[0].ok.map_or(now.since(live), |ok| now.since(ok));
+    // A PING or a write: on a WAN a packet of one of them is lost now and then.
+    let quiet = now.since(evidence.answered.unwrap_or(live));
     if refused > 0 || rejected || failures >= 2 || quiet >= windows.suspect {
         return Judgement::new(Level::Against, Finding::PingLate { quiet, failures });
     }
@@ -332,17 +333,22 @@ fn within_windows(
     let mut waiting = None;
     for ((path, echo), beats) in links.between(id, id).map(|at| (at, &evidence.beats[at.0.cell])) {
         let shard = path.shard;
-        let lasting = beats
-            .unheard_since
-            .map_or(Duration::ZERO, |since| now.since(since));
-        let patience = windows.echo_suspect.max(echo.window(windows) / 2);
-        if beats.unheard >= 2 && lasting >= patience {
-            let finding = Finding::EchoMissing {
-                shard,
-                sent: beats.unheard,
-                lasting,
-            };
-            return Judgement::new(Level::Against, finding);
+        if beats.unheard >= 2 {
+            let lasting = beats
+                .unheard_since
+                .map_or(Duration::ZERO, |since| now.since(since));
+            let patience = windows.echo_suspect.max(echo.window(windows) / 2);
+            if lasting >= patience {
+                let finding = Finding::EchoMissing {
+                    shard,
+                    sent: beats.unheard,
+                    lasting,
+                };
+                return Judgement::new(Level::Against, finding);
+            }
+        }
+        if echo.up == Some(true) {
+            continue;
         }
         let publishing = beats.sent.is_some_and(|sent| now.since(sent) < windows.link);
         let finding = Finding::EchoUnknown {
@@ -351,8 +357,7 @@ fn within_windows(
             publishing,
         };
         match echo.up {
-            Some(true) => {}
-            Some(false) => return Judgement::new(Level::Against, finding),
+            Some(_) => return Judgement::new(Level::Against, finding),
             None => waiting = Some(finding),
         }
     }
@@ -406,11 +411,14 @@ fn silence(
     windows: &Windows,
     now: Moment,
 ) -> Option<Finding> {
-    let limit = silence_limit(id, evidence, links, windows, now);
-    let soft = evidence.soft_unanswered(windows.silence, now);
     let quiet = now.since(evidence.live().unwrap_or(evidence.born));
-    if quiet >= limit {
-        return Some(Finding::Silent { quiet, limit, soft });
+    // No limit is shorter than this.
+    if quiet >= windows.suspect {
+        let limit = silence_limit(id, evidence, links, windows, now);
+        if quiet >= limit {
+            let soft = evidence.soft_unanswered(windows.silence, now);
+            return Some(Finding::Silent { quiet, limit, soft });
+        }
     }
     // A shard that is probed by itself is silent by itself: the data plane's liveness may come from another shard.
     let shard = evidence
@@ -425,7 +433,7 @@ fn silence(
     shard.map(|quiet| Finding::Silent {
         quiet,
         limit: windows.silence_with_echo,
-        soft,
+        soft: evidence.soft_unanswered(windows.silence, now),
     })
 }
 

@@ -86,12 +86,11 @@ impl Link {
         Windows::widened(windows.fresh_age, self.ages.p99())
     }
 
-    /// Learns from a heartbeat's age, unless an outage made it: what was held back arrives in a burst, and the first of
-    /// it after a gap.
-    fn learn(&mut self, age: Duration, fresh: bool, windows: &Windows, now: Moment) {
+    /// Learns from a heartbeat's age when it came at the usual pace. An outage, however short, must not become what is
+    /// usual: what was held back arrives in a burst, and the first of it after a gap.
+    fn learn(&mut self, age: Duration, windows: &Windows, now: Moment) {
         let gap = self.heard.map_or(windows.beat, |heard| now.since(heard));
-        let steady = gap <= windows.beat.saturating_mul(5) / 2;
-        if gap >= windows.beat / 2 && (fresh || steady) {
+        if (windows.beat / 2..=windows.beat.saturating_mul(5) / 2).contains(&gap) {
             self.ages.take(age);
         }
     }
@@ -193,6 +192,8 @@ struct Row {
 pub(super) struct Links {
     rows: Vec<Row>,
     lag_tolerance: Duration,
+    /// At the newest [`Links::update`] every link was up and within the tolerance.
+    all_well: bool,
 }
 
 impl Links {
@@ -205,6 +206,7 @@ impl Links {
         let mut links = Links {
             rows: Vec::new(),
             lag_tolerance,
+            all_well: false,
         };
         links.relayout(map, now);
         links
@@ -273,8 +275,16 @@ impl Links {
         paths.map(|path| (path, self.at(path)))
     }
 
-    /// Takes a heartbeat; its cell's position when it is fresh. `tilt`: the sidecar's own stall explains its age.
-    pub(super) fn hear(&mut self, heard: Heard, windows: &Windows, now: Moment, tilt: bool) -> Option<usize> {
+    /// Takes a heartbeat; its cell's position when it is fresh. `own`: so much of its age may be the sidecar's own doing,
+    /// and is not held against the link. `tilt`: all of it may.
+    pub(super) fn hear(
+        &mut self,
+        heard: Heard,
+        own: Duration,
+        windows: &Windows,
+        now: Moment,
+        tilt: bool,
+    ) -> Option<usize> {
         let tolerance = self.lag_tolerance;
         let cell = self.position(heard.cell)?;
         let path = self.path(heard.from, heard.to, cell)?;
@@ -288,11 +298,11 @@ impl Links {
             return None;
         }
         if !tilt {
-            link.learn(heard.age, fresh, windows, now);
+            link.learn(heard.age - own, windows, now);
         }
         link.heard = Some(now);
         link.lag = Some(heard.age);
-        let late = heard.age > tolerance;
+        let late = heard.age - own > tolerance;
         if link.up != Some(true) && link.fresh_in_a_row == 0 {
             // The first one after a break: there is nothing to be steady about.
             link.lagging = late;
@@ -349,6 +359,7 @@ impl Links {
     /// Brings `up` in line with the evidence; returns what changed.
     pub(super) fn update(&mut self, windows: &Windows, now: Moment) -> Vec<Change> {
         let mut changes = Vec::new();
+        self.all_well = true;
         for (cell, row) in self.rows.iter_mut().enumerate() {
             for (from, links) in (0_u8..).map(ReplicaId).zip(&mut row.links) {
                 for (to, link) in (0_u8..).map(ReplicaId).zip(links) {
@@ -366,10 +377,16 @@ impl Links {
                         };
                         changes.push(Change { path, up });
                     }
+                    self.all_well &= link.up == Some(true) && !link.lagging;
                 }
             }
         }
         changes
+    }
+
+    /// Whether every link is up and within the tolerance, as of the newest update.
+    pub(super) fn all_well(&self) -> bool {
+        self.all_well
     }
 
     /// How `a` and `b` replicate.

@@ -34,6 +34,9 @@ impl Moment {
 pub(super) struct Clock {
     last: Instant,
     stalled: Duration,
+    /// The newest gap between two calls that was far longer than asked for, and its end.
+    gap: Duration,
+    woke: Instant,
 }
 
 impl Clock {
@@ -41,6 +44,8 @@ impl Clock {
         Clock {
             last: now,
             stalled: Duration::ZERO,
+            gap: Duration::ZERO,
+            woke: now,
         }
     }
 
@@ -54,11 +59,24 @@ impl Clock {
     ) -> (Moment, Option<Duration>) {
         let gap = now.saturating_duration_since(self.last);
         self.last = self.last.max(now);
+        if gap > tick.saturating_mul(2) {
+            (self.gap, self.woke) = (gap, self.last);
+        }
         let stall = (gap > tilt_after).then_some(gap);
         if stall.is_some() {
             self.stalled += gap.saturating_sub(tick);
         }
         (self.last(), stall)
+    }
+
+    /// How much of the age of what comes now may be the sidecar's own: it lay in a socket while the sidecar got no
+    /// processor, if only for too short to be a stall.
+    pub(super) fn own_part(&self, age: Duration) -> Duration {
+        if age > self.last.saturating_duration_since(self.woke) {
+            self.gap.min(age)
+        } else {
+            Duration::ZERO
+        }
     }
 
     /// The moment of the last call.

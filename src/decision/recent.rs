@@ -31,6 +31,8 @@ impl Half {
 pub(super) struct Recent {
     current: Half,
     before: Half,
+    /// Asked for far more often than values come.
+    p99: Option<Duration>,
 }
 
 impl Recent {
@@ -40,13 +42,14 @@ impl Recent {
             self.before = std::mem::take(&mut self.current);
         }
         self.current.take(value);
+        let (a, b) = (self.current, self.before);
+        let second = a.largest.min(b.largest).max(a.second).max(b.second);
+        self.p99 = (a.count + b.count >= FEWEST).then_some(second);
     }
 
     /// The 99th percentile: the second largest. `None` as long as there are too few.
     pub(super) fn p99(&self) -> Option<Duration> {
-        let (a, b) = (self.current, self.before);
-        let second = a.largest.min(b.largest).max(a.second).max(b.second);
-        (a.count + b.count >= FEWEST).then_some(second)
+        self.p99
     }
 }
 

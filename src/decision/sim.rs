@@ -24,6 +24,7 @@
 //! within four probe time-outs while it is well, since nobody could tell that from a fault.
 
 mod faults;
+mod field;
 mod oracle;
 mod rng;
 mod run;

@@ -7,6 +7,7 @@ use crate::replica::{CellId, ReplicaId};
 
 mod faults;
 mod lag;
+mod reads;
 mod rest;
 mod shards;
 mod staged;

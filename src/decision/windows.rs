@@ -53,6 +53,9 @@ pub(super) struct Windows {
     pub(super) recover: Duration,
     /// The same for `suspect`.
     pub(super) clear: Duration,
+    /// With three replicas, a link is held against a replica only after this long: the links of one that is broken go
+    /// down, and come back, one after another, and until the last has done so it could be anyone's fault.
+    pub(super) dispute: Duration,
     /// Bound of the wait for the first evidence after start.
     pub(super) startup: Duration,
     /// Longest time between two calls that the engine asks for.
@@ -87,6 +90,7 @@ impl Windows {
             write: silence.saturating_add(policy.probe_interval.saturating_mul(2)),
             recover: interval.saturating_mul(3),
             clear: interval,
+            dispute: interval.saturating_mul(5) / 2,
             startup: policy.heartbeat_timeout.min(STARTUP_CAP),
             tick: (interval / 2)
                 .min(TICK_CAP)

@@ -60,7 +60,8 @@ impl Bounds {
     /// The same for a link that may be used to being slow.
     fn link_between(&self, world: &World, a: ReplicaId, b: ReplicaId) -> Duration {
         let slowest = world.slowest(a, b, self.fresh);
-        self.link.max(slowest * 3 + self.link / 2 + MS * 300)
+        // What was under way when it broke still arrives.
+        self.link.max(slowest * 4 + self.link / 2 + MS * 300)
     }
 }
 

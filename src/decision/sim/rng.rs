@@ -31,6 +31,22 @@ impl Rng {
         self.below(1000) < permille
     }
 
+    /// Uniform between 0 and 1, neither of them included.
+    pub(super) fn unit(&mut self) -> f64 {
+        ((self.next() >> 12) as f64 + 0.5) / (1_u64 << 52) as f64
+    }
+
+    /// Exponential.
+    pub(super) fn exponential(&mut self, mean: Duration) -> Duration {
+        mean.mul_f64(-self.unit().ln())
+    }
+
+    /// Log-normal: its median, and how wide it is.
+    pub(super) fn log_normal(&mut self, median: f64, sigma: f64) -> f64 {
+        let normal = (-2.0 * self.unit().ln()).sqrt() * (std::f64::consts::TAU * self.unit()).cos();
+        median * (sigma * normal).exp()
+    }
+
     pub(super) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len())]
     }

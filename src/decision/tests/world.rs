@@ -13,6 +13,8 @@ pub(super) struct World {
     began: Instant,
     pub(super) seq: u64,
     pub(super) pings: Vec<bool>,
+    /// How long each takes to answer.
+    pub(super) rtts: Vec<Duration>,
     pub(super) writes: Vec<Option<bool>>,
     /// Heartbeats of the first are not heard on the second.
     pub(super) cut: Vec<(ReplicaId, ReplicaId)>,
@@ -57,6 +59,7 @@ impl World {
             began: now,
             seq: 0,
             pings: vec![true; usize::from(count)],
+            rtts: vec![MS; usize::from(count)],
             writes: vec![Some(true); usize::from(count)],
             cut: Vec::new(),
             outputs: Vec::new(),
@@ -108,11 +111,12 @@ impl World {
         self.seq += 1;
         let (seq, cell) = (self.seq, CellId::ONLY);
         for on in self.ids() {
+            let rtt = self.rtts[on.index()];
             if self.pings[on.index()] {
-                self.probe(on, ProbeKind::Ping, Ok(MS));
+                self.probe(on, ProbeKind::Ping, Ok(rtt));
             }
             match self.writes[on.index()] {
-                Some(true) => self.probe(on, ProbeKind::Write, Ok(MS)),
+                Some(true) => self.probe(on, ProbeKind::Write, Ok(rtt)),
                 Some(false) => {
                     let refused = ProbeFailure::Rejected("NOREPLICAS".to_owned());
                     self.probe(on, ProbeKind::Write, Err(refused));

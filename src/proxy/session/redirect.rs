@@ -16,8 +16,9 @@ use crate::proxy::part::Detour;
 use crate::proxy::topology::Place;
 use crate::replica::Address;
 
-/// How often one command may be sent elsewhere or put off; with [`PAUSE`] between, about a second.
-const TIMES: u16 = 100;
+/// How often one command may be sent elsewhere or put off; with [`PAUSE`] between, about three seconds: nodes
+/// on a busy machine may disagree for a second about a slot that has just moved.
+const TIMES: u16 = 300;
 
 /// From this many on, a command that is sent elsewhere again waits a moment: nodes that point at each other would keep it turning.
 const AT_ONCE: u16 = 5;

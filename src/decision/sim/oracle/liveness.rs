@@ -117,7 +117,10 @@ impl Oracle {
         let open = |a, b| world.pair_open(self.at, a, b).unwrap_or_default() >= long;
         setup.policy.on_isolated == OnIsolated::Leave
             && well(active)
-            && others().all(|other| world.pair_shut(self.at, active, other).min(calm) >= long)
+            && others().all(|other| {
+                let known = long.max(self.bounds.link_between(world, active, other));
+                world.pair_shut(self.at, active, other).min(calm) >= known
+            })
             && others().any(|a| others().any(|b| a != b && well(a) && well(b) && open(a, b)))
     }
 
