@@ -77,6 +77,12 @@ impl Redirect {
     }
 }
 
+/// Whether a reply says that the cluster does not serve the command's slot, or nothing at all: for the moment, if one of
+/// its nodes is being replaced or has just started.
+pub fn is_cluster_down(reply: &[u8]) -> bool {
+    error_code(reply) == Some(b"CLUSTERDOWN")
+}
+
 /// Whether a reply says that some keys of the command are here and others on their way elsewhere: to be sent again, to the
 /// same node, after a moment.
 pub fn is_try_again(reply: &[u8]) -> bool {
@@ -166,6 +172,8 @@ mod tests {
             b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n"
         ));
         assert!(!is_try_again(b"+TRYAGAIN\r\n"));
+        assert!(is_cluster_down(b"-CLUSTERDOWN The cluster is down\r\n"));
+        assert!(!is_cluster_down(b"$11\r\nCLUSTERDOWN\r\n"));
     }
 
     proptest! {

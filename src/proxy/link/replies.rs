@@ -224,10 +224,12 @@ impl Link {
         Ok(())
     }
 
-    /// Whether a node says that keys are elsewhere, or on their way, and that is to be followed.
+    /// Whether a node says that keys are elsewhere, on their way, or not served yet, and that is to be followed.
     fn sends_elsewhere(&self, error: &[u8]) -> bool {
-        matches!(error_code(error), Some(b"MOVED" | b"ASK" | b"TRYAGAIN"))
-            && self.worker.has_nodes(self.replica)
+        matches!(
+            error_code(error),
+            Some(b"MOVED" | b"ASK" | b"TRYAGAIN" | b"CLUSTERDOWN")
+        ) && self.worker.has_nodes(self.replica)
     }
 
     /// Whether the next reply is the only one to a command of a session.

@@ -1,5 +1,5 @@
-//! What a session does when a node says that a command's keys are not, or not all, there. The command was not carried out, so it
-//! is sent again, whatever it is.
+//! What a session does when a node says that a command's keys are not, or not all, there, or that the cluster does not serve them.
+//! The command was not carried out, so it is sent again, whatever it is.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -8,13 +8,14 @@ use bytes::Bytes;
 
 use super::{Session, State};
 use crate::proxy::cluster::plan::CROSSSLOT;
-use crate::proxy::cluster::redirect::Host;
+use crate::proxy::cluster::redirect::{Host, is_cluster_down};
 use crate::proxy::cluster::{Redirect, RedirectKind};
 use crate::proxy::command::{Command, Tx};
 use crate::proxy::link::Link;
 use crate::proxy::part::Detour;
 use crate::proxy::topology::Place;
 use crate::replica::Address;
+use crate::route::LinkEvidence;
 
 /// How often one command may be sent elsewhere or put off; with [`PAUSE`] between, about three seconds: nodes
 /// on a busy machine may disagree for a second about a slot that has just moved.
@@ -41,6 +42,15 @@ impl Session {
         reply: &[u8],
     ) -> Option<(Command, Bytes)> {
         let redirect = Redirect::parse(reply);
+        if is_cluster_down(reply) {
+            self.worker.ask_layout(link.replica);
+            self.worker.report(link.replica, LinkEvidence::Unready);
+            // A transaction is refused by it; and a script may say so of its own accord, and have been carried out.
+            let pinned = !link.is_shared() && self.state.borrow().tx_answered.pins();
+            if pinned || command.script.is_some() {
+                return Some((command, Bytes::copy_from_slice(reply)));
+            }
+        }
         let place = redirect
             .as_ref()
             .and_then(|redirect| self.place_of(link, redirect));
