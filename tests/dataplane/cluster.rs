@@ -116,10 +116,37 @@ impl Cluster {
                 .ask(from, &["MIGRATE", "127.0.0.1", &port, key, "0", "5000"])
                 .await;
         }
-        for node in [to, from] {
-            let _: String = self
-                .ask(node, &["CLUSTER", "SETSLOT", &slot, "NODE", &to_id])
-                .await;
+        // The old owner's claim may still be under way. One that comes late makes the two point at each other, for good, if
+        // nobody says it again.
+        let deadline = now() + PATIENCE;
+        loop {
+            for node in [to, from] {
+                let _: String = self
+                    .ask(node, &["CLUSTER", "SETSLOT", &slot, "NODE", &to_id])
+                    .await;
+            }
+            if self.all_agree(slot.parse().unwrap(), to).await {
+                return;
+            }
+            assert!(now() < deadline, "the nodes do not agree on slot {slot}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// Whether every node says that the slot is at node `at`.
+    async fn all_agree(&self, slot: u16, at: usize) -> bool {
+        let owner = Some(self.nodes[at].port);
+        for node in 0..self.nodes.len() {
+            let layout = self.layout(node).await;
+            let says = layout.owner(slot).and_then(|shard| layout.shard(shard));
+            let port = match says.and_then(|shard| shard.node.as_ref()) {
+                Some(Address::Tcp { port, .. }) => Some(*port),
+                _ => None,
+            };
+            if port != owner {
+                return false;
+            }
+        }
+        true
     }
 }
