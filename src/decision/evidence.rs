@@ -49,6 +49,8 @@ pub(super) struct Evidence {
     refusals: VecDeque<(Moment, PassiveEvidence)>,
     /// Of PINGs and writes.
     pub(super) round_trips: RoundTrips,
+    /// The longest of other shards since the first one's newest.
+    others_round_trip: Duration,
     /// Far slower than it uses to be, while another replica is not.
     pub(super) slow: bool,
 }
@@ -133,6 +135,7 @@ impl Evidence {
             soft: VecDeque::new(),
             refusals: VecDeque::new(),
             round_trips: RoundTrips::default(),
+            others_round_trip: Duration::ZERO,
             slow: false,
         }
     }
@@ -159,6 +162,14 @@ impl Evidence {
     /// go over connections of their own, so that one that is stuck is no dead replica.)
     pub(super) fn live(&self) -> Option<Moment> {
         self.answered.max(self.alive)
+    }
+
+    /// However many shards there are, each round of probes counts once: by its slowest.
+    fn round_trip(&mut self, shard: usize, rtt: Duration) {
+        self.others_round_trip = self.others_round_trip.max(rtt);
+        if shard == 0 {
+            self.round_trips.take(std::mem::take(&mut self.others_round_trip));
+        }
     }
 
     fn well(&mut self, now: Moment) {
@@ -197,7 +208,7 @@ impl Evidence {
                 ping.forget_rejections();
                 ping.refused = 0;
                 if !tilt {
-                    self.round_trips.take(*rtt);
+                    self.round_trip(shard, *rtt);
                 }
                 self.well(now);
             }
@@ -236,9 +247,6 @@ impl Evidence {
         writes.ended = Some(now);
         match outcome {
             Ok(rtt) => {
-                if !tilt {
-                    self.round_trips.take(*rtt);
-                }
                 writes.ok = Some(now);
                 writes.failures = 0;
                 writes.oks = writes.oks.saturating_add(1);
@@ -248,6 +256,9 @@ impl Evidence {
                 let endpoint = self.endpoint(shard);
                 endpoint.refused = 0;
                 endpoint.forget_rejections();
+                if !tilt {
+                    self.round_trip(shard, *rtt);
+                }
                 self.well(now);
             }
             Err(ProbeFailure::Timeout) if tilt => {}

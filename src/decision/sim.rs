@@ -130,6 +130,8 @@ fn every_world_keeps_the_promises_and_every_rule_is_reached() {
         "went on without",
         "restart",
         "relapse",
+        "rolled back",
+        "policy",
     ]);
     for what in wanted {
         assert!(total.contains_key(what), "no world reached {what}");

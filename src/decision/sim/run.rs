@@ -11,7 +11,7 @@ use super::rng::Rng;
 use super::setup::Setup;
 use super::sidecar::{End, Loop, Probing};
 use super::subject::{Sabotage, Subject};
-use super::world::{At, Message, State, World};
+use super::world::{At, Message, State, Word, World};
 use crate::decision::event::{Event, Input, Output, PassiveEvidence, Request, SwitchReason};
 use crate::decision::policy::FailbackMode;
 use crate::replica::{CellId, ReplicaId};
@@ -62,6 +62,10 @@ pub(super) enum Happening {
     Resubscribe {
         node: ReplicaId,
     },
+    AskRest {
+        node: ReplicaId,
+        every: Duration,
+    },
     Operate,
     // The world's.
     Fault,
@@ -79,6 +83,9 @@ pub(super) enum Happening {
         lasting: Duration,
     },
     FallOfActive,
+    MendRest {
+        node: ReplicaId,
+    },
 }
 
 impl Happening {
@@ -90,6 +97,7 @@ impl Happening {
                 | Happening::MendWay { .. }
                 | Happening::Fall { .. }
                 | Happening::FallOfActive
+                | Happening::MendRest { .. }
         )
     }
 }
@@ -281,6 +289,7 @@ impl Sim {
             .retain(|_, happening| !happening.of_the_world() && !matches!(happening, Happening::Operate));
         for node in self.setup.ids() {
             self.become_state(node, State::Up);
+            self.world.rest[node.index()] = Word::Available;
             for to in self.setup.ids().filter(|&to| to != node) {
                 for cell in self.setup.cell_ids() {
                     self.mend_way(node, to, cell);
@@ -380,6 +389,8 @@ impl Sim {
             Happening::Noise { node, seen } => self.input(Input::Passive { replica: node, seen }),
             Happening::Drained { epoch } => self.input(Input::Drained { epoch }),
             Happening::Resubscribe { node } => self.resubscribe(node),
+            Happening::AskRest { node, every } => self.ask_rest(node, every),
+            Happening::MendRest { node } => self.world.rest[node.index()] = Word::Available,
             Happening::Operate => self.operate(),
             Happening::Fault => self.fault(),
             Happening::Mend { node, token } => self.mend(node, token),
@@ -411,6 +422,22 @@ impl Sim {
     pub(super) fn tell_layout(&mut self) {
         self.oracle.relayout(self.at);
         self.input(Input::Layout(self.setup.map()));
+    }
+
+    /// The configuration is read again.
+    pub(super) fn repolicy(&mut self) {
+        if self.at < self.frozen_until {
+            return;
+        }
+        self.setup.redraw_policy(&mut self.rng);
+        let policy = format!("TRUTH the policy is {:?}", self.setup.policy);
+        self.note(|| policy);
+        self.calls += 1;
+        self.oracle.before_call(self.at, None, &self.setup);
+        self.oracle.repolicy(&self.setup);
+        self.subject
+            .set_policy(self.setup.policy.clone(), self.base + self.at);
+        self.after_call();
     }
 
     fn call(&mut self, input: Option<Input>) {
