@@ -3,18 +3,18 @@
 //! Leaner than the worlds of chaos, since it has to last for ten thousand hours: no transcript, no books of what must
 //! hold, one event for each probe. No heartbeat is skipped.
 
+mod breaking;
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::conditions::{self as given, Shape};
-use super::count::{Alarm, Tally};
-use super::fault::{Fault, Kind, Way};
+use super::count::Tally;
+use super::fault::Fault;
 use crate::decision::engine::{Engine, Member};
-use crate::decision::event::{
-    CellMap, Event, Fitness, Health, Input, Output, PassiveEvidence, ProbeFailure, ProbeKind, SwitchReason,
-};
+use crate::decision::event::{CellMap, Input, Output, PassiveEvidence, ProbeFailure, ProbeKind};
 use crate::decision::policy::Policy;
 use crate::decision::sim::rng::Rng;
 use crate::decision::sim::world::State;
@@ -596,156 +596,6 @@ impl<'a> Life<'a> {
         self.after(wait, What::Spike { from, to });
     }
 
-    fn next_fault(&mut self) {
-        let wait = given::QUIET_AT_LEAST + self.rng.exponential(given::QUIET_THEN);
-        self.after(wait, What::Break);
-    }
-
-    fn way(&self, from: u8, to: u8, cell: usize) -> Option<(Way, bool)> {
-        let shards = &self.map.cells[cell].1;
-        let way = Way {
-            from: id(from),
-            shard: shards[usize::from(from)]?,
-            to: id(to),
-            to_shard: shards[usize::from(to)]?,
-            cell,
-        };
-        Some((way, false))
-    }
-
-    fn break_something(&mut self) {
-        let node = u8::try_from(self.rng.below(self.nodes.len())).expect("few replicas");
-        let others: Vec<u8> = (0..self.count()).filter(|&other| other != node).collect();
-        let (slower, is_slow) = given::slower(&mut self.rng, self.terms.answer_timeout, node == 0);
-        self.slower = slower;
-        let can_be_slow = is_slow > self.node(node).round_trip * 8;
-        let kinds: Vec<Kind> = Kind::ALL
-            .iter()
-            .copied()
-            .filter(|kind| match kind {
-                // Between two replicas it is the same as a cut link.
-                Kind::Outbound | Kind::Inbound => others.len() > 1,
-                Kind::CellCut => self.cells() > 1,
-                Kind::Slow => can_be_slow,
-                _ => true,
-            })
-            .collect();
-        let kind = self.rng.pick(&kinds);
-        let peer = self.rng.pick(&others);
-        let cells: Vec<usize> = (0..self.map.cells.len()).collect();
-        let pairs: Vec<(u8, u8)> = match kind {
-            Kind::LinkCut | Kind::CellCut | Kind::Lagging => vec![(node, peer)],
-            Kind::Outbound => others.iter().map(|&other| (node, other)).collect(),
-            Kind::Inbound => others.iter().map(|&other| (other, node)).collect(),
-            Kind::Isolated => others
-                .iter()
-                .flat_map(|&other| [(node, other), (other, node)])
-                .collect(),
-            _ => Vec::new(),
-        };
-        let cells = if kind == Kind::CellCut {
-            vec![self.rng.pick(&cells)]
-        } else {
-            cells
-        };
-        let ways: Vec<(Way, bool)> = pairs
-            .iter()
-            .flat_map(|&(from, to)| cells.iter().filter_map(move |&cell| Some((from, to, cell))))
-            .filter_map(|(from, to, cell)| self.way(from, to, cell))
-            .collect();
-        let usual = (0..self.nodes.len()).flat_map(|a| (0..self.nodes.len()).map(move |b| (a, b)));
-        let usual = usual
-            .map(|(a, b)| {
-                self.distances[a][b].usual + self.nodes[a].round_trip / 2 + self.nodes[b].round_trip / 2
-            })
-            .max()
-            .unwrap_or_default();
-        for (way, _) in &ways {
-            let road = &mut self.roads[way.from.index()][way.to.index()][way.cell];
-            match kind {
-                Kind::Lagging => road.extra = given::LAGS_BY,
-                _ => road.cut = true,
-            }
-        }
-        if let Some(state) = kind.state() {
-            self.become_state(node, state);
-        }
-        self.fault = Some(Fault {
-            kind,
-            node: id(node),
-            ways,
-            start: self.at,
-            end: None,
-            called: None,
-            was_active: self.active == Some(id(node)),
-            left: None,
-            bound: kind.bound(self.terms.policy, self.terms.answer_timeout, usual),
-        });
-        let lasting = given::REPAIR_AT_LEAST + self.rng.exponential(given::REPAIR_THEN);
-        self.after(lasting, What::Mend);
-    }
-
-    fn become_state(&mut self, node: u8, state: State) {
-        let before = std::mem::replace(&mut self.nodes[usize::from(node)].state, state);
-        let far = self.node(node).round_trip / 2 + MS;
-        if state == State::Dead {
-            self.nodes[usize::from(node)].subscribed = false;
-            for (probe, at) in (0_u8..).zip(self.probes.clone()) {
-                if at.node == node {
-                    // Its connection is reset, asked or not.
-                    let number = at.number + 1;
-                    self.probes[usize::from(probe)].number = number;
-                    let end = End::Broken;
-                    self.after(far, What::ProbeEnd { probe, number, end });
-                }
-            }
-        } else if before == State::Dead {
-            let wait = self.rng.between(MS * 50, MS * 300);
-            self.after(wait, What::Resubscribe(node));
-        }
-        if before == State::Hung {
-            for (from, cell, carried) in std::mem::take(&mut self.nodes[usize::from(node)].stuck) {
-                let to = node;
-                self.after(
-                    far,
-                    What::Arrive {
-                        from,
-                        to,
-                        cell,
-                        carried,
-                    },
-                );
-            }
-        }
-    }
-
-    fn mend(&mut self) {
-        let Some(fault) = &mut self.fault else { return };
-        fault.end = Some(self.at);
-        let (node, kind, ways) = (fault.node.0, fault.kind, fault.ways.clone());
-        for (way, _) in &ways {
-            let (from, to) = (way.from.index(), way.to.index());
-            let road = &mut self.roads[from][to][way.cell];
-            road.cut = false;
-            road.extra = Duration::ZERO;
-            let cell = u8::try_from(way.cell).expect("few cells");
-            for carried in std::mem::take(&mut road.backlog) {
-                self.carry(way.from.0, way.to.0, cell, carried, Duration::ZERO);
-            }
-        }
-        if kind.state().is_some() {
-            self.become_state(node, State::Up);
-        }
-        self.close_fault();
-        self.next_fault();
-    }
-
-    fn close_fault(&mut self) {
-        if let Some(fault) = self.fault.as_ref().filter(|fault| fault.end.is_some()) {
-            self.tally.close(fault, self.terms.policy.dwell);
-        }
-    }
-
     fn tell(&mut self, input: Input) {
         self.tally.calls += 1;
         self.engine.observe(input, self.base + self.at);
@@ -774,75 +624,5 @@ impl<'a> Life<'a> {
                 Output::Answer { .. } | Output::RememberPin(_) => {}
             }
         }
-    }
-
-    /// Holds against the truth what the engine says.
-    fn judge(&mut self, event: &Event) {
-        if let Some(fault) = &mut self.fault {
-            fault.hear(event, self.at);
-        }
-        let Some(alarm) = alarm(event) else { return };
-        let settle =
-            self.terms.policy.heartbeat_timeout * 4 + self.terms.policy.probe_interval * 4 + MS * 2000;
-        let explained = self.fault.as_ref().is_some_and(|fault| {
-            let over = fault.end.is_some_and(|end| self.at > end + settle);
-            !over && fault.explains(event, self.nodes.len())
-        });
-        if !explained && self.is_held_up(event, settle) {
-            self.tally.held_up(alarm);
-        } else if !explained {
-            let fault = self.fault.as_ref();
-            self.tally.false_alarm(alarm, || {
-                let near = fault.map(|fault| (fault.kind, fault.node, fault.start, fault.end));
-                format!("{:?}: {event:?}; the newest fault: {near:?}", self.at)
-            });
-        }
-    }
-}
-
-impl Life<'_> {
-    /// The network has held up what goes to or from the replica for longer than the tolerance, or answers for longer than
-    /// they are waited for: then it does lag, or does not answer.
-    fn is_held_up(&self, event: &Event, settle: Duration) -> bool {
-        let lately = |at: Option<At>| at.is_some_and(|at| self.at < at + settle);
-        let overrun = |replica: &ReplicaId| lately(self.nodes[replica.index()].overrun);
-        match event {
-            Event::Fitness {
-                replica,
-                to: Fitness::Lagging,
-                ..
-            } => {
-                let i = replica.index();
-                let others = 0..self.nodes.len();
-                others
-                    .flat_map(|other| [self.distances[i][other].over, self.distances[other][i].over])
-                    .any(lately)
-            }
-            Event::Health { replica, .. } | Event::Fitness { replica, .. } => overrun(replica),
-            Event::Fault { fault, .. } => overrun(&fault.replica()),
-            Event::Switched(switched) => switched.from.as_ref().is_some_and(overrun),
-            _ => false,
-        }
-    }
-}
-
-/// What `event` warns of, if it does.
-fn alarm(event: &Event) -> Option<Alarm> {
-    match event {
-        Event::Health { to: Health::Down, .. } => Some(Alarm::Down),
-        Event::Health {
-            to: Health::Suspect, ..
-        } => Some(Alarm::Suspect),
-        Event::Link { up: false, .. } => Some(Alarm::Link),
-        Event::Fault { on: true, .. } => Some(Alarm::Named),
-        Event::Fitness {
-            to: Fitness::Lagging | Fitness::Isolated | Fitness::Stale,
-            ..
-        } => Some(Alarm::Unfit),
-        Event::Switched(switched) => {
-            (!matches!(switched.reason, SwitchReason::Startup | SwitchReason::Failback))
-                .then_some(Alarm::Switch)
-        }
-        _ => None,
     }
 }
