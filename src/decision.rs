@@ -27,6 +27,7 @@ mod recent;
 mod rest;
 mod rtt;
 mod select;
+mod shards;
 #[cfg(test)]
 mod sim;
 mod snapshot;

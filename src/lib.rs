@@ -35,7 +35,8 @@
 //! # A heartbeat's way
 //!
 //! [`monitor`] publishes a numbered message on replica A and listens for it on A, B, C …: hearing it on A shows that A
-//! works, hearing it on B shows that replication from A to B does. What it sees, and what its PINGs and write probes
+//! works, hearing it on B shows that replication from A to B does. It reads from each replica how it is sharded, and does
+//! this for every pair of shards that have slots in common. What it sees, and what its PINGs and write probes
 //! show, becomes a [`decision::Input`] in one channel; what the data plane's links notice in passing joins it.
 //! [`control`] stamps `now` once and feeds the engine, whose outputs it carries out: a route goes through one `watch`
 //! channel to the workers, which move their sessions; events, each with its reason and evidence, go to the log, the

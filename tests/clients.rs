@@ -7,18 +7,19 @@
 mod gate;
 #[path = "support/python.rs"]
 mod python;
+#[path = "clients/redis_rs.rs"]
+mod redis_rs;
 #[path = "support/resp_server.rs"]
 mod resp_server;
+#[path = "clients/sharded.rs"]
+mod sharded;
 
-use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
 
 use gate::Gate;
-use redis::{Commands, PushInfo, RedisResult, Value};
 use resp_server::Server;
 
 /// A server, and Pulsegate in front of another one.
@@ -43,15 +44,20 @@ impl World {
     /// What a program says on both sides agrees, and it comes to its end.
     fn agrees(&self, program: impl Fn(u16) -> String) {
         let [direct, through] = self.ports.map(program);
-        println!("{direct}");
-        let mut lines = direct.lines().zip(through.lines());
-        if let Some((direct, through)) = lines.find(|(direct, through)| direct != through) {
-            panic!("direct:  {direct}\nthrough: {through}");
-        }
-        assert_eq!(direct.lines().count(), through.lines().count());
-        let last = direct.trim_end().trim_end_matches(['"', '\'']);
-        assert!(last.ends_with("reached"), "it does not come to its end");
+        agree(&direct, &through);
     }
+}
+
+/// Both transcripts are the same, and whole.
+fn agree(direct: &str, through: &str) {
+    println!("{direct}");
+    let mut lines = direct.lines().zip(through.lines());
+    if let Some((direct, through)) = lines.find(|(direct, through)| direct != through) {
+        panic!("direct:  {direct}\nthrough: {through}");
+    }
+    assert_eq!(direct.lines().count(), through.lines().count());
+    let last = direct.trim_end().trim_end_matches(['"', '\'']);
+    assert!(last.ends_with("reached"), "it does not come to its end");
 }
 
 fn listening() -> (Server, u16) {
@@ -80,72 +86,68 @@ fn clients() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients")
 }
 
-fn node(program: &str, protocol: &str) {
+fn node(program: &str, port: u16, protocol: &str, words: &[&str]) -> String {
     let installed = clients().join("node_modules/.package-lock.json");
     assert!(
         installed.is_file(),
         "{} is missing: run make test",
         installed.display()
     );
-    World::new("").agrees(|port| {
-        let mut node = Command::new("node");
-        said(
-            node.arg(clients().join(program))
-                .args([&port.to_string(), protocol]),
-        )
-    });
+    let mut node = Command::new("node");
+    node.arg(clients().join(program))
+        .args([&port.to_string(), protocol]);
+    said(node.args(words))
 }
 
-fn redis_py(kind: &str, protocol: &str, toml: &str) {
-    World::new(toml).agrees(|port| {
-        let mut python = python::run("tests/clients/redis_py.py");
-        said(python.args([&port.to_string(), kind, protocol]))
-    });
+fn redis_py(kind: &str, port: u16, protocol: &str, words: &[&str]) -> String {
+    let mut python = python::run("tests/clients/redis_py.py");
+    python.args([&port.to_string(), kind, protocol]);
+    said(python.args(words))
 }
 
 #[test]
 fn redis_py_resp2() {
-    redis_py("sync", "2", "");
+    World::new("").agrees(|port| redis_py("sync", port, "2", &[]));
 }
 
 #[test]
 fn redis_py_resp3() {
-    redis_py("sync", "3", "");
+    World::new("").agrees(|port| redis_py("sync", port, "3", &[]));
 }
 
 #[test]
 fn redis_py_asyncio_resp2() {
-    redis_py("async", "2", "");
+    World::new("").agrees(|port| redis_py("async", port, "2", &[]));
 }
 
 #[test]
 fn redis_py_asyncio_resp3() {
-    redis_py("async", "3", "");
+    World::new("").agrees(|port| redis_py("async", port, "3", &[]));
 }
 
 #[test]
 fn redis_py_dedicated() {
-    redis_py("sync", "3", "[upstream]\nmode = \"dedicated\"\n");
+    World::new("[upstream]\nmode = \"dedicated\"\n").agrees(|port| redis_py("sync", port, "3", &[]));
 }
 
 #[test]
 fn node_redis_resp2() {
-    node("node_redis.mjs", "2");
+    World::new("").agrees(|port| node("node_redis.mjs", port, "2", &[]));
 }
 
 #[test]
 fn node_redis_resp3() {
-    node("node_redis.mjs", "3");
+    World::new("").agrees(|port| node("node_redis.mjs", port, "3", &[]));
 }
 
 #[test]
 fn ioredis_resp2() {
-    node("ioredis.mjs", "2");
+    World::new("").agrees(|port| node("ioredis.mjs", port, "2", &[]));
 }
 
 #[test]
 fn ioredis_resp3() {
-    node("ioredis.mjs", "3");
+    World::new("").agrees(|port| node("ioredis.mjs", port, "3", &[]));
 }
 
 #[test]
@@ -225,159 +227,10 @@ fn redis_benchmark() {
 /// The `redis` crate.
 #[test]
 fn redis_rs_resp2() {
-    World::new("").agrees(|port| redis_rs(port, "resp2").unwrap());
+    World::new("").agrees(|port| redis_rs::plain(port, "resp2", &[]).unwrap());
 }
 
 #[test]
 fn redis_rs_resp3() {
-    World::new("").agrees(|port| redis_rs(port, "resp3").unwrap());
-}
-
-fn redis_rs(port: u16, protocol: &str) -> RedisResult<String> {
-    let client = redis::Client::open(format!("redis://127.0.0.1:{port}/?protocol={protocol}"))?;
-    let mut said = String::new();
-    let mut say = |label: &str, what: &dyn std::fmt::Debug| {
-        let _ = writeln!(said, "{label}: {what:?}");
-    };
-    let mut c = client.get_connection()?;
-    c.set_read_timeout(Some(Duration::from_secs(20)))?;
-    say("set", &c.set::<_, _, Value>("text", "value")?);
-    say("get", &c.get::<_, Value>("text")?);
-    say("missing", &c.get::<_, Value>("missing")?);
-    say("list", &c.rpush::<_, _, Value>("list", &[1, 2, 3])?);
-    say(
-        "hash",
-        &c.hset_multiple::<_, _, _, Value>("hash", &[("f", "v"), ("g", "w")])?,
-    );
-    say("hash", &c.hgetall::<_, Value>("hash")?);
-    say("zset", &c.zadd::<_, _, _, Value>("scores", "a", 1.5)?);
-    say("score", &c.zscore::<_, _, Value>("scores", "a")?);
-    say(
-        "wrong type",
-        &c.lpush::<_, _, Value>("text", "x").map_err(|e| e.to_string()),
-    );
-    say(
-        "unknown",
-        &redis::cmd("NOSUCH")
-            .query::<Value>(&mut c)
-            .map_err(|e| e.to_string()),
-    );
-    let mut pipe = redis::pipe();
-    for n in 0..100 {
-        pipe.rpush("piped", n).ignore();
-    }
-    say("pipeline", &pipe.llen("piped").query::<Value>(&mut c)?);
-    let transaction = redis::pipe()
-        .atomic()
-        .incr("count", 1)
-        .get("count")
-        .query::<Value>(&mut c)?;
-    say("transaction", &transaction);
-    let mut other = client.get_connection()?;
-    let mut rounds = 0;
-    let watched: Value = redis::transaction(&mut c, &["guarded"], |c, pipe| {
-        rounds += 1;
-        if rounds == 1 {
-            other.set::<_, _, ()>("guarded", "theirs")?;
-        }
-        let before: Option<String> = c.get("guarded")?;
-        pipe.set("guarded", format!("{before:?}, mine"))
-            .get("guarded")
-            .query(c)
-    })?;
-    say("watch", &(rounds, watched));
-    say(
-        "eval",
-        &redis::cmd("EVAL")
-            .arg("return {1, 'two', {3}}")
-            .arg(0)
-            .query::<Value>(&mut c)?,
-    );
-    say("blpop", &c.blpop::<_, Value>("list", 1.0)?);
-    say("blpop in vain", &c.blpop::<_, Value>("nothing", 0.05)?);
-    let mut names: Vec<String> = c.scan_match::<_, String>("*i*")?.collect::<RedisResult<_>>()?;
-    names.sort();
-    say("scan", &names);
-    {
-        let mut ear = c.as_pubsub();
-        ear.subscribe(&["news", "more"])?;
-        ear.psubscribe("ne*")?;
-        say("publish", &other.publish::<_, _, Value>("news", "text")?);
-        for _ in 0..2 {
-            let message = ear.get_message()?;
-            let pattern: Option<String> = message.get_pattern()?;
-            say(
-                "heard",
-                &(
-                    pattern,
-                    message.get_channel_name(),
-                    message.get_payload::<String>()?,
-                ),
-            );
-        }
-        ear.unsubscribe("news")?;
-    }
-    say("after the subscription", &c.get::<_, Value>("text")?);
-    aio(&client, &mut say)?;
-    say("end", &"reached");
-    Ok(said)
-}
-
-/// One connection that many tasks share, with pushes in RESP3.
-fn aio(client: &redis::Client, say: &mut impl FnMut(&str, &dyn std::fmt::Debug)) -> RedisResult<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        let (pushes, mut pushed) = tokio::sync::mpsc::unbounded_channel::<PushInfo>();
-        let config = redis::AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(Duration::from_secs(20)))
-            .set_response_timeout(Some(Duration::from_secs(20)));
-        let resp3 = client.get_connection_info().redis_settings().protocol() == redis::ProtocolVersion::RESP3;
-        let config = if resp3 {
-            config.set_push_sender(pushes)
-        } else {
-            config
-        };
-        let mut c = client
-            .get_multiplexed_async_connection_with_config(&config)
-            .await?;
-        let mut tasks = tokio::task::JoinSet::new();
-        for _ in 0..200 {
-            let mut c = c.clone();
-            tasks.spawn(async move {
-                redis::cmd("INCR")
-                    .arg("together")
-                    .query_async::<i64>(&mut c)
-                    .await
-            });
-        }
-        let mut most = 0;
-        while let Some(n) = tasks.join_next().await {
-            most = most.max(n.unwrap()?);
-        }
-        say("at once", &most);
-        if resp3 {
-            c.subscribe("shared").await?;
-            say(
-                "publish",
-                &redis::cmd("PUBLISH")
-                    .arg("shared")
-                    .arg("x")
-                    .query_async::<Value>(&mut c)
-                    .await?,
-            );
-            for _ in 0..2 {
-                let push = tokio::time::timeout(Duration::from_secs(20), pushed.recv()).await;
-                let push = push.expect("in time").expect("the connection lives");
-                say("push", &(push.kind, push.data));
-            }
-            say(
-                "beside it",
-                &redis::cmd("GET").arg("text").query_async::<Value>(&mut c).await?,
-            );
-        }
-        Ok(())
-    })
+    World::new("").agrees(|port| redis_rs::plain(port, "resp3", &[]).unwrap());
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pulsegate::config::{self, Bind, Config, Flags, Loaded, LogFormat, Problems, Sources};
-use pulsegate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, OnSlow, ReadsTo};
+use pulsegate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, OnShardDown, OnSlow, ReadsTo};
 use pulsegate::replica::{Address, Database, Topology, TopologyKind};
 use tempfile::TempDir;
 
@@ -107,6 +107,8 @@ fn everything_has_the_default_of_the_design() {
     assert_eq!(config.policy.on_fence_timeout, OnFenceTimeout::Abort);
     assert_eq!(config.policy.dwell, ms(10_000));
     assert_eq!(config.policy.on_isolated, OnIsolated::Stay);
+    assert_eq!(config.policy.shard_grace, ms(5000));
+    assert_eq!(config.policy.on_shard_down, OnShardDown::Switch);
     assert_eq!(config.policy.on_slow, OnSlow::Stay);
     assert_eq!(config.policy.reads, ReadsTo::Active);
     assert_eq!(config.policy.failback, FailbackMode::Staged);
@@ -1250,6 +1252,8 @@ const OTHER_VALUES: &[(&str, &str)] = &[
     ("failback.read_your_writes", "false"),
     ("failback.latency_margin", "5ms"),
     ("failover.on_slow", "leave"),
+    ("failover.on_shard_down", "stay"),
+    ("detection.shard_grace", "7s"),
     ("upstream.reads", "nearest"),
     ("failback.grace", "7s"),
     ("failback.lag_tolerance", "7s"),
@@ -1328,6 +1332,7 @@ fn every_key_that_differs_is_noticed() {
                 "detection.heartbeat_timeout",
                 "detection.probe_interval",
                 "detection.connect_failures",
+                "detection.shard_grace",
             ]
             .contains(key);
         assert_eq!(found[0].live, live, "{key}");

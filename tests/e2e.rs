@@ -5,16 +5,24 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #[path = "support/authority.rs"]
 mod authority;
+#[path = "e2e/checker.rs"]
+mod checker;
 #[path = "e2e/contract.rs"]
 mod contract;
+#[path = "e2e/elsewhere.rs"]
+mod elsewhere;
 #[path = "e2e/failover.rs"]
 mod failover;
+#[path = "e2e/faults.rs"]
+mod faults;
 #[path = "e2e/hold.rs"]
 mod hold;
 #[path = "e2e/hostile.rs"]
 mod hostile;
 #[path = "e2e/limits.rs"]
 mod limits;
+#[path = "e2e/matrix.rs"]
+mod matrix;
 #[path = "e2e/planned.rs"]
 mod planned;
 #[path = "support/python.rs"]
@@ -29,10 +37,16 @@ mod resources;
 mod rest;
 #[path = "support/rest_server.rs"]
 mod rest_server;
+#[path = "e2e/saturated.rs"]
+mod saturated;
 #[path = "e2e/scale.rs"]
 mod scale;
 #[path = "e2e/sessions.rs"]
 mod sessions;
+#[path = "e2e/sharded.rs"]
+mod sharded;
+#[path = "e2e/staged.rs"]
+mod staged;
 #[path = "e2e/state.rs"]
 mod state;
 #[path = "e2e/support.rs"]
@@ -43,3 +57,5 @@ mod switches;
 mod tls;
 #[path = "e2e/transparent.rs"]
 mod transparent;
+#[path = "e2e/witness.rs"]
+mod witness;

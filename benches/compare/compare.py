@@ -1,11 +1,14 @@
 """Pulsegate beside other proxies and beside no proxy at all, in one run: `make bench`.
 
-Every contestant stands in front of the same redis-server and is driven by the same redis-benchmark, in turns, so that the
+Every contestant but one stands in front of the same redis-server and is driven by the same redis-benchmark, in turns, so that the
 noise of the machine falls on all of them alike. What is reported:
 
 - CPU: seconds that the proxy and Redis spent for a million requests (from /proc), the figure to trust;
 - throughput and latency as ratios to a direct connection of the same round;
 - memory of each idle client, and how many connections Redis has for 1000 of them.
+
+"pulsegate cluster" is the same program before a server that is a cluster of one node, so that each request is routed by the slot of
+its key; what that costs is the proxy's CPU beside that of "pulsegate". No other slot-routing proxy is packaged for Debian.
 
 Medians over the rounds. Goals are set against peers of the same run; `missed` is a figure, not a failure.
 """
@@ -29,9 +32,12 @@ ROOT = Path(__file__).resolve().parents[2]
 DIRECT = "direct"
 SHARED = "pulsegate"
 DEDICATED = "pulsegate dedicated"
+CLUSTER = "pulsegate cluster"
 HAPROXY = "haproxy"
 TWEMPROXY = "twemproxy"
-CONTESTANTS = [DIRECT, SHARED, DEDICATED, HAPROXY, TWEMPROXY]
+CONTESTANTS = [DIRECT, SHARED, DEDICATED, CLUSTER, HAPROXY, TWEMPROXY]
+REDIS = "redis"
+REDIS_CLUSTER = "redis cluster"
 
 # name: (clients, pipeline, bytes of a value, requests); scaled by --scale.
 WORKS = {
@@ -90,12 +96,19 @@ class Arena:
 
     def __init__(self, folder: Path, pulsegate: Path):
         self.folder, self.processes = folder, {}
-        self.redis_port = free_port()
-        self.start("redis", ["redis-server", "--port", str(self.redis_port), "--save", "", "--appendonly", "no"])
-        wait_for("redis-server", lambda: answers(self.redis_port))
+        self.redis_ports = {name: free_port() for name in (REDIS, REDIS_CLUSTER)}
+        self.redis_port = self.redis_ports[REDIS]
+        for name, port in self.redis_ports.items():
+            own = self.folder / name.replace(" ", "-")
+            own.mkdir(exist_ok=True)
+            command = ["redis-server", "--port", str(port), "--save", "", "--appendonly", "no", "--dir", str(own)]
+            self.start(name, command + (["--cluster-enabled", "yes"] if name == REDIS_CLUSTER else []))
+            wait_for("redis-server", lambda port=port: answers(port))
+        self.form_cluster()
         self.ports = {DIRECT: self.redis_port}
         self.start_pulsegate(SHARED, pulsegate, "shared")
         self.start_pulsegate(DEDICATED, pulsegate, "dedicated")
+        self.start_pulsegate(CLUSTER, pulsegate, "shared")
         self.start_haproxy()
         self.start_twemproxy()
         for name, port in self.ports.items():
@@ -107,10 +120,27 @@ class Arena:
             command, stdout=log, stderr=log, cwd=self.folder, env=os.environ | (env or {})
         )
 
+    def form_cluster(self):
+        """One node with all slots."""
+        cli = ["redis-cli", "-p", str(self.redis_ports[REDIS_CLUSTER])]
+        state = subprocess.run(cli + ["cluster", "info"], capture_output=True, text=True, check=True).stdout
+        if "cluster_slots_assigned:0" in state:
+            subprocess.run(cli + ["cluster", "addslotsrange", "0", "16383"], capture_output=True, check=True)
+
+        def is_ok() -> bool:
+            info = subprocess.run(cli + ["cluster", "info"], capture_output=True, text=True, check=True).stdout
+            return "cluster_state:ok" in info
+
+        wait_for("the cluster", is_ok)
+
+    def server(self, contestant: str) -> str:
+        """The Redis that a contestant stands in front of."""
+        return REDIS_CLUSTER if contestant == CLUSTER else REDIS
+
     def start_pulsegate(self, name: str, binary: Path, mode: str):
         self.ports[name] = free_port()
         command = [binary, "run", "--listen", f"127.0.0.1:{self.ports[name]}"]
-        command += ["--replica", f"local=redis://127.0.0.1:{self.redis_port}"]
+        command += ["--replica", f"local=redis://127.0.0.1:{self.redis_ports[self.server(name)]}"]
         env = {
             "PULSEGATE_UPSTREAM__MODE": mode,
             "PULSEGATE_ADMIN__BIND": f"127.0.0.1:{free_port()}",
@@ -149,10 +179,11 @@ class Arena:
     def cpu(self, contestant: str) -> tuple[float, float]:
         """Of Redis, and of the proxy."""
         proxy = 0.0 if contestant == DIRECT else cpu_seconds(self.processes[contestant].pid)
-        return cpu_seconds(self.processes["redis"].pid), proxy
+        return cpu_seconds(self.processes[self.server(contestant)].pid), proxy
 
     def upstream(self, contestant: str) -> int:
-        """Open connections of a proxy to Redis."""
+        """Open connections of a proxy to its Redis."""
+        redis_port = self.redis_ports[self.server(contestant)]
         inodes = set()
         for entry in Path(f"/proc/{self.processes[contestant].pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
@@ -160,7 +191,7 @@ class Arena:
         rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
         established = "01"
         return sum(
-            int(row[2].split(":")[1], 16) == self.redis_port and row[3] == established and f"socket:[{row[9]}]" in inodes
+            int(row[2].split(":")[1], 16) == redis_port and row[3] == established and f"socket:[{row[9]}]" in inodes
             for row in rows
         )
 
@@ -205,10 +236,11 @@ def measure(arena: Arena, rounds: int, scale: float) -> dict:
     seen: dict = {work: {name: [] for name in CONTESTANTS} for work in WORKS}
     for work, (clients, pipeline, size, requests) in WORKS.items():
         value = "v" * size
-        with socket.create_connection(("127.0.0.1", arena.redis_port), timeout=10) as s:
-            # redis-benchmark's GET asks for this key.
-            s.sendall(f"SET key:__rand_int__ {value}\r\n".encode() if size < 60_000 else bulk(value))
-            s.recv(16)
+        for port in arena.redis_ports.values():
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as s:
+                # redis-benchmark's GET asks for this key.
+                s.sendall(f"SET key:__rand_int__ {value}\r\n".encode() if size < 60_000 else bulk(value))
+                s.recv(16)
         requests = max(int(requests * scale), clients * pipeline * 4)
         for n in range(rounds):
             # Another order each round, so that nobody always follows the same neighbour.
@@ -255,7 +287,9 @@ def goals(result: dict) -> list[tuple[str, str, float, float, bool]]:
     at_most(work, "CPU / HAProxy's", ratio(work, "cpu", HAPROXY), 0.58)
     at_least(work, "throughput / twemproxy's", ratio(work, "rps", TWEMPROXY), 1.0)
     at_most(work, "dedicated: CPU / HAProxy's", ratio(work, "cpu", HAPROXY, DEDICATED), 1.0)
+    at_most(work, "cluster: own CPU / without", ratio(work, "proxy_cpu", SHARED, CLUSTER), 1.1)
     work = "50 connections, pipeline of 16"
+    at_most(work, "cluster: own CPU / without", ratio(work, "proxy_cpu", SHARED, CLUSTER), 1.1)
     at_most(work, "CPU / HAProxy's", ratio(work, "cpu", HAPROXY), 0.75)
     at_most(work, "CPU / twemproxy's", ratio(work, "cpu", TWEMPROXY), 0.65)
     at_least(work, "throughput / HAProxy's", ratio(work, "rps", HAPROXY), 1.1)
@@ -299,7 +333,7 @@ def plot(result: dict, path: Path):
     import matplotlib.pyplot as plt
 
     works = list(result["works"])
-    colors = {DIRECT: "#9a9a9a", SHARED: "#c2255c", DEDICATED: "#f06595", HAPROXY: "#4c6ef5", TWEMPROXY: "#12b886"}
+    colors = {DIRECT: "#9a9a9a", SHARED: "#c2255c", DEDICATED: "#f06595", CLUSTER: "#862e9c", HAPROXY: "#4c6ef5", TWEMPROXY: "#12b886"}
     figure, axes = plt.subplots(2, 1, figsize=(10, 7), sharex=True)
     panels = [
         ("cpu_ratio", "CPU of proxy and Redis a request,\nrelative to Redis alone (less is better)"),

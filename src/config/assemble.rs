@@ -10,7 +10,7 @@ use super::{
     Admin, Bind, Cluster, Config, Detection, Hold, Listener, Log, LogFormat, Upstream, UpstreamMode,
     replicas, schema,
 };
-use crate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, OnSlow, Policy, ReadsTo};
+use crate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, OnShardDown, OnSlow, Policy, ReadsTo};
 use crate::replica::{Address, Replica};
 
 /// What the checks write to.
@@ -191,6 +191,11 @@ fn timing(findings: &mut Findings<'_>) -> (Policy, Upstream) {
         heartbeat_timeout,
         probe_interval,
         connect_failures: u32::try_from(connect_failures).unwrap_or(u32::MAX),
+        shard_grace: duration("detection.shard_grace", profile.shard_grace),
+        on_shard_down: match values.word("failover.on_shard_down").as_str() {
+            "stay" => OnShardDown::Stay,
+            _ => OnShardDown::Switch,
+        },
         dwell: values.duration("failover.dwell"),
         // By default the fence fits into the hold, so that a planned move costs no command.
         fence: fence.unwrap_or_else(|| values.duration("failover.fence").min(hold_timeout)),

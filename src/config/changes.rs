@@ -77,6 +77,7 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
     note("detection.connect_timeout", false, same);
     let same = a.connect_failures == b.connect_failures;
     note("detection.connect_failures", true, same);
+    note("detection.shard_grace", true, a.shard_grace == b.shard_grace);
     let same = links_a.response_timeout == links_b.response_timeout;
     note("detection.response_timeout", false, same);
     let same = old.detection.channel_prefix == new.detection.channel_prefix;
@@ -86,6 +87,8 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
     note("failover.on_fence_timeout", true, same);
     note("failover.dwell", true, a.dwell == b.dwell);
     note("failover.on_isolated", true, a.on_isolated == b.on_isolated);
+    let same = a.on_shard_down == b.on_shard_down;
+    note("failover.on_shard_down", true, same);
     note("failover.on_slow", true, a.on_slow == b.on_slow);
     note("failback.mode", true, a.failback == b.failback);
     note("failback.grace", true, a.grace == b.grace);

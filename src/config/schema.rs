@@ -136,6 +136,7 @@ pub(super) const KEYS: &[Key] = &[
     bare("detection.probe_interval", Kind::Duration(10, 10 * MINUTE)),
     bare("detection.connect_timeout", Kind::Duration(10, MINUTE)),
     bare("detection.connect_failures", Kind::Count(1, 1000)),
+    bare("detection.shard_grace", Kind::Duration(0, HOUR)),
     bare("detection.response_timeout", Kind::Duration(10, HOUR)),
     key("detection.channel_prefix", Kind::Text, "pulsegate"),
     key("failover.fence", Kind::Duration(0, MINUTE), "1s"),
@@ -146,6 +147,11 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key("failover.dwell", Kind::Duration(0, 24 * HOUR), "10s"),
     key("failover.on_isolated", Kind::OneOf(&["stay", "leave"]), "stay"),
+    key(
+        "failover.on_shard_down",
+        Kind::OneOf(&["switch", "stay"]),
+        "switch",
+    ),
     key("failover.on_slow", Kind::OneOf(&["stay", "leave"]), "stay"),
     key(
         "failback.mode",
@@ -254,6 +260,7 @@ pub(super) struct ProfileNumbers {
     pub(super) probe_interval: Duration,
     pub(super) connect_timeout: Duration,
     pub(super) connect_failures: u64,
+    pub(super) shard_grace: Duration,
     pub(super) response_timeout: Duration,
 }
 
@@ -267,6 +274,7 @@ pub(super) fn profile(word: &str) -> ProfileNumbers {
             probe_interval: ms(200),
             connect_timeout: ms(500),
             connect_failures: 2,
+            shard_grace: ms(2000),
             response_timeout: ms(2000),
         },
         "patient" => ProfileNumbers {
@@ -275,6 +283,7 @@ pub(super) fn profile(word: &str) -> ProfileNumbers {
             probe_interval: ms(3000),
             connect_timeout: ms(5000),
             connect_failures: 5,
+            shard_grace: ms(20_000),
             response_timeout: ms(20_000),
         },
         _ => ProfileNumbers {
@@ -283,6 +292,7 @@ pub(super) fn profile(word: &str) -> ProfileNumbers {
             probe_interval: ms(1000),
             connect_timeout: ms(1000),
             connect_failures: 3,
+            shard_grace: ms(5000),
             response_timeout: ms(5000),
         },
     }

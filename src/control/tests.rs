@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::status::{EventRecord, Status};
 use super::*;
-use crate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, OnSlow, ProbeKind, ReadsTo};
+use crate::decision::{FailbackMode, OnFenceTimeout, OnIsolated, OnShardDown, OnSlow, ProbeKind, ReadsTo};
 use crate::replica::{Address, CellId, Endpoint, Layout, Replica, ShardId, Topology};
 use crate::route::{Epoch, LinkEvidence};
 
@@ -31,6 +31,8 @@ fn policy() -> Policy {
         failback: FailbackMode::Manual,
         grace: Duration::from_secs(5),
         lag_tolerance: Duration::from_millis(100),
+        shard_grace: Duration::from_secs(2),
+        on_shard_down: OnShardDown::Switch,
         on_slow: OnSlow::Stay,
         reads: ReadsTo::Active,
         read_your_writes: true,

@@ -24,6 +24,7 @@ use super::moves::Move;
 use super::policy::Policy;
 use super::reads::Nearest;
 use super::rest::Rest;
+use super::shards;
 use super::tilt::Tilt;
 use super::timer::{Timer, Timers};
 use super::windows::Windows;
@@ -172,7 +173,7 @@ impl Engine {
             outputs: VecDeque::new(),
             switches: VecDeque::new(),
         };
-        engine.keep_evidence_by_layout();
+        engine.keep_evidence_by_layout(born);
         engine.arm(born);
         engine
     }
@@ -225,16 +226,16 @@ impl Engine {
         }
         self.map = map;
         self.links.relayout(&self.map, now);
-        self.keep_evidence_by_layout();
+        self.keep_evidence_by_layout(now);
         if self.moving.as_ref().is_some_and(Move::fencing) {
             self.call_off("the layout of the shards changed: the fence no longer covers it");
         }
     }
 
-    fn keep_evidence_by_layout(&mut self) {
+    fn keep_evidence_by_layout(&mut self, now: Moment) {
         for (state, &shards) in self.replicas.iter_mut().zip(&self.map.shards) {
             let cells = self.map.cells.iter().map(|(id, _)| *id);
-            state.evidence.relayout(usize::from(shards.max(1)), cells);
+            state.evidence.relayout(usize::from(shards.max(1)), cells, now);
         }
     }
 
@@ -379,7 +380,16 @@ impl Engine {
     fn refresh_health(&mut self, id: ReplicaId, now: Moment) {
         let state = &mut self.replicas[id.index()];
         let failures = self.policy.connect_failures;
+        shards::look(
+            id,
+            &mut state.evidence,
+            &self.links,
+            &self.policy,
+            &self.windows,
+            now,
+        );
         let judgement = judge(id, &state.evidence, &self.links, failures, &self.windows, now);
+        let judgement = shards::soften(judgement, &state.evidence, &self.policy, now);
         let changed = state
             .standing
             .update(judgement, &state.evidence, &self.windows, now);

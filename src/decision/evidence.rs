@@ -19,6 +19,7 @@ use std::time::Duration;
 use super::event::{PassiveEvidence, ProbeFailure};
 use super::moment::Moment;
 use super::rtt::RoundTrips;
+use super::shards::Partly;
 use super::windows::{SOFT_TOGETHER, WRITES_IN_A_ROW, Windows};
 use crate::replica::{CellId, ShardId};
 
@@ -44,6 +45,8 @@ pub(super) struct Evidence {
     pub(super) subscribed: Option<Moment>,
     /// When the engine began to watch.
     pub(super) born: Moment,
+    /// Since when it has the shards that it has.
+    pub(super) laid_out: Moment,
     soft: VecDeque<(Moment, PassiveEvidence)>,
     /// Error answers to applications that tell of the replica's state.
     refusals: VecDeque<(Moment, PassiveEvidence)>,
@@ -51,6 +54,10 @@ pub(super) struct Evidence {
     pub(super) round_trips: RoundTrips,
     /// The longest of other shards since the first one's newest.
     others_round_trip: Duration,
+    /// Some of its shards do not answer, or do not hear themselves.
+    pub(super) failing_partly: Partly,
+    /// Some of its shards refuse writes.
+    pub(super) refusing_partly: Partly,
     /// Far slower than it uses to be, while another replica is not.
     pub(super) slow: bool,
 }
@@ -132,17 +139,21 @@ impl Evidence {
             alive: None,
             subscribed: None,
             born: now,
+            laid_out: now,
             soft: VecDeque::new(),
             refusals: VecDeque::new(),
             round_trips: RoundTrips::default(),
             others_round_trip: Duration::ZERO,
+            failing_partly: Partly::default(),
+            refusing_partly: Partly::default(),
             slow: false,
         }
     }
 
     /// A new layout: what is known of cells that stay, and of shards whose number stays, is kept.
-    pub(super) fn relayout(&mut self, shards: usize, cells: impl Iterator<Item = CellId>) {
+    pub(super) fn relayout(&mut self, shards: usize, cells: impl Iterator<Item = CellId>, now: Moment) {
         if shards != self.writes.len() {
+            self.laid_out = now;
             self.pings.truncate(1);
             self.pings.resize(shards, Ping::default());
             self.writes = vec![Writes::default(); shards];
@@ -179,8 +190,18 @@ impl Evidence {
 
     /// Where connects to `shard` are counted: a shard that is not probed by itself shares the replica's endpoint.
     fn endpoint(&mut self, shard: usize) -> &mut Ping {
+        let at = self.endpoint_at(shard);
+        &mut self.pings[at]
+    }
+
+    /// The same, to look at.
+    pub(super) fn endpoint_of(&self, shard: usize) -> &Ping {
+        &self.pings[self.endpoint_at(shard)]
+    }
+
+    fn endpoint_at(&self, shard: usize) -> usize {
         let own = self.pings.get(shard).is_some_and(|ping| ping.probed);
-        &mut self.pings[if own { shard } else { 0 }]
+        if own { shard } else { 0 }
     }
 
     /// Round-trip time of the newest good PING.

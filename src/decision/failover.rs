@@ -223,7 +223,10 @@ impl Engine {
         }
         match state.reading.fitness {
             // One that has just taken a write is on its way back, be it not proved yet.
-            Fitness::Stale if state.evidence.writes.iter().any(Writes::refusing) => {
+            Fitness::Stale
+                if state.evidence.writes.iter().any(Writes::refusing)
+                    && !state.evidence.refusing_partly.is_waited_for(&self.policy, now) =>
+            {
                 let refused = || {
                     state
                         .evidence

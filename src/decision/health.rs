@@ -233,7 +233,11 @@ pub(super) fn judge(
 ) -> Judgement {
     // 1. Hard evidence first: it needs no window.
     let refused = evidence.pings.iter().map(|ping| ping.refused).max().unwrap_or(0);
-    if refused >= connect_failures.max(1) {
+    if evidence
+        .pings
+        .iter()
+        .any(|ping| is_refused(ping, connect_failures))
+    {
         let finding = Finding::Refused {
             times: refused,
             limit: connect_failures,
@@ -241,10 +245,7 @@ pub(super) fn judge(
         return Judgement::new(Level::Past(Cause::Refused), finding);
     }
     // 2. Error answers: not silence, but not health either.
-    let rejecting = evidence
-        .pings
-        .iter()
-        .find(|ping| ping_failing(ping, windows, now));
+    let rejecting = evidence.pings.iter().find(|ping| is_failing(ping, windows, now));
     if let Some(ping) = rejecting {
         let lasting = ping
             .rejected_since
@@ -369,7 +370,13 @@ fn within_windows(
     }
 }
 
-fn ping_failing(ping: &Ping, windows: &Windows, now: Moment) -> bool {
+/// Whether nobody listens there.
+pub(super) fn is_refused(ping: &Ping, connect_failures: u32) -> bool {
+    ping.refused >= connect_failures.max(1)
+}
+
+/// Whether it answers with errors.
+pub(super) fn is_failing(ping: &Ping, windows: &Windows, now: Moment) -> bool {
     let lasting = ping
         .rejected_since
         .map_or(Duration::ZERO, |since| now.since(since));
@@ -420,7 +427,7 @@ fn silence(
         .skip(1)
         .filter(|ping| ping.probed)
         .find_map(|ping| {
-            let quiet = now.since(ping.ok.unwrap_or(evidence.born));
+            let quiet = now.since(ping.ok.unwrap_or(evidence.laid_out));
             (quiet >= windows.silence_with_echo).then_some(quiet)
         });
     shard.map(|quiet| Finding::Silent {

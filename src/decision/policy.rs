@@ -13,6 +13,10 @@ pub struct Policy {
     pub probe_interval: Duration,
     /// `detection.connect_failures`: refused connects in a row, without any success between, that make a replica down at once.
     pub connect_failures: u32,
+    /// `detection.shard_grace`: how long a replica of which some shards fail is given to mend itself.
+    pub shard_grace: Duration,
+    /// `failover.on_shard_down`.
+    pub on_shard_down: OnShardDown,
     /// `failover.dwell`: least time between automatic switches (never applied to the last survivor).
     pub dwell: Duration,
     /// `failover.fence`: longest wait for the drain and then for the fence in a planned move; zero: no fence.
@@ -59,6 +63,15 @@ pub enum OnIsolated {
     Stay,
     /// Switch to the best fit replica.
     Leave,
+}
+
+/// What to do when some shards of the active replica fail for longer than the grace.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnShardDown {
+    /// Leave it as a whole.
+    Switch,
+    /// Stay: the other shards go on.
+    Stay,
 }
 
 /// What to do when the active replica answers, but far slower than it uses to, and another one does not.

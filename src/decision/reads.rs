@@ -80,20 +80,24 @@ impl Engine {
         }
         let distance = |id: ReplicaId| self.replicas[id.index()].evidence.round_trips.now();
         let current = self.nearest.to.unwrap_or(active);
+        let fit = |id: ReplicaId| id == active || self.fit_to_read(id, active, now);
+        let nearer_than = |id: ReplicaId, other: ReplicaId| {
+            distance(id)
+                .zip(distance(other))
+                .is_some_and(|(near, far)| near + NEARER.max(far / 5) < far)
+        };
         let nearest = self
             .ids()
-            .filter(|&id| id == active || self.fit_to_read(id, active, now))
+            .filter(|&id| fit(id))
             .filter_map(|id| Some((distance(id)?, id)))
-            .min();
-        let nearer = nearest.filter(|&(nearest, id)| {
-            id != current
-                && distance(current).is_some_and(|current| nearest + NEARER.max(current / 5) < current)
+            .min()
+            .map(|(_, id)| id)
+            .filter(|&id| nearer_than(id, current));
+        // Two that are about as near take turns at being the nearest: that is no reason to begin anew with either.
+        let kept = self.nearest.nearer.filter(|&(id, _)| {
+            fit(id) && nearer_than(id, current) && !nearest.is_some_and(|nearest| nearer_than(nearest, id))
         });
-        self.nearest.nearer = match (nearer, self.nearest.nearer) {
-            (Some((_, id)), Some((same, since))) if id == same => Some((id, since)),
-            (Some((_, id)), _) => Some((id, now)),
-            (None, _) => None,
-        };
+        self.nearest.nearer = kept.or_else(|| Some((nearest?, now)));
         if let Some((id, since)) = self.nearest.nearer
             && now.since(since) >= self.policy.dwell
         {

@@ -7,7 +7,9 @@ use crate::replica::{CellId, ReplicaId};
 
 mod faults;
 mod lag;
+mod reads;
 mod rest;
+mod shards;
 mod staged;
 mod world;
 
@@ -34,6 +36,8 @@ fn policy() -> Policy {
         failback: FailbackMode::Immediate,
         grace: MS * 3000,
         lag_tolerance: MS * 200,
+        shard_grace: Duration::from_secs(2),
+        on_shard_down: OnShardDown::Switch,
         on_slow: OnSlow::Stay,
         reads: ReadsTo::Active,
         read_your_writes: true,

@@ -22,6 +22,8 @@ const NO_REDIS: &str = "something that is no Redis reply";
 
 /// How a cluster's node begins the error that says which node has a slot now.
 const MOVED: &str = "MOVED";
+/// The same while the slot is on its way there.
+const ASK: &str = "ASK";
 
 /// A failure as evidence, and in words for the log.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -63,9 +65,10 @@ impl Failure {
         Failure::new(ProbeFailure::Rejected(MOVED.to_owned()), words)
     }
 
-    /// Whether a node says that the shard is another's now.
-    pub(super) fn is_moved(&self) -> bool {
-        matches!(&self.evidence, ProbeFailure::Rejected(code) if code == MOVED)
+    /// Whether a cluster's node says that a slot is, or will be, another's: that is about the layout, and no evidence of
+    /// what the shard can do.
+    pub(super) fn is_redirection(&self) -> bool {
+        matches!(&self.evidence, ProbeFailure::Rejected(code) if code == MOVED || code == ASK)
     }
 
     /// Whether something answered there, though not as it should: to ask again at once would change nothing.
@@ -291,5 +294,11 @@ mod tests {
         assert_eq!(failure.evidence, ProbeFailure::Rejected("NOREPLICAS".to_owned()));
         assert_eq!(failure.words, "NOREPLICAS Not enough");
         assert!(failure.usable && !Failure::closed().usable);
+        assert!(!failure.is_redirection());
+        for reply in ["-MOVED 3999 127.0.0.1:6381\r\n", "-ASK 3999 127.0.0.1:6381\r\n"] {
+            let error = redis::parse_redis_value(reply.as_bytes()).and_then(redis::Value::extract_error);
+            let failure = Failure::from(&error.unwrap_err());
+            assert!(failure.is_redirection() && failure.usable, "{failure:?}");
+        }
     }
 }

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::ear;
 use super::node::{Node, Set};
-use super::plan::{Naming, Plan};
+use super::plan::{Naming, Plan, TooManyCells};
 use super::topology::{Asker, News};
 use super::{Common, Stage, Target};
 use crate::decision::{CellMap, Input};
@@ -52,6 +52,8 @@ pub(super) struct Director {
     known: Vec<Layout>,
     /// What the engine goes by.
     map: CellMap,
+    /// Why the newest layouts are not gone by; told once.
+    refused: Option<TooManyCells>,
     sets: HashMap<(ReplicaId, Option<Address>), Set>,
 }
 
@@ -79,6 +81,7 @@ impl Director {
             layouts,
             news,
             known,
+            refused: None,
             sets: HashMap::new(),
         }
     }
@@ -127,7 +130,9 @@ impl Director {
         let plan = match old.speak.next(layouts, &mut self.naming) {
             Ok(plan) => Arc::new(plan),
             Err(error) => {
-                tracing::error!("{error}; the layouts stay as they were");
+                if self.refused.replace(error) != Some(error) {
+                    tracing::error!("{error}; the layouts stay as they were");
+                }
                 self.known = old.speak.layouts().to_vec();
                 return;
             }

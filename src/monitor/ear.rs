@@ -24,7 +24,7 @@ pub(super) enum State {
     Trying,
     /// There is none.
     Lost,
-    /// Every channel of this stage, and of those before it, is confirmed.
+    /// Every channel of this stage, and of those before it, is confirmed, or refused while others are not.
     Standing(u64),
 }
 
@@ -52,6 +52,10 @@ struct Listening {
     asked: VecDeque<Question>,
     /// When the first of them is overdue.
     overdue: Instant,
+    /// Channels of the wanted ones that the server did not take, though it took others.
+    refused: Vec<Wish>,
+    /// When those are asked for again.
+    again: Instant,
     /// The stage that `wanted` is of.
     stage: u64,
     /// [`Input::Subscribed`] was reported.
@@ -151,6 +155,8 @@ impl Ear {
             wanted: HashSet::new(),
             asked: VecDeque::new(),
             overdue: Instant::now(),
+            refused: Vec::new(),
+            again: Instant::now(),
             stage: 0,
             announced: false,
         };
@@ -166,10 +172,13 @@ impl Ear {
             return failure;
         }
         loop {
+            let pace = self.common.pace();
             if listening.asked.is_empty() {
                 self.stands(listening, stood).await;
+                if let Err(failure) = listening.ask_again(pace.answer_timeout).await {
+                    return failure;
+                }
             }
-            let pace = self.common.pace();
             let wait = match listening.asked.is_empty() {
                 true => pace.probe_interval,
                 false => listening.overdue.saturating_duration_since(Instant::now()),
@@ -221,6 +230,7 @@ impl Ear {
             .map(Question::Add)
             .chain(old.cloned().map(Question::Remove))
             .collect();
+        listening.refused.retain(|wish| wanted.contains(wish));
         listening.wanted = wanted;
         listening.ask(questions, self.common.pace().answer_timeout).await
     }
@@ -229,6 +239,8 @@ impl Ear {
     async fn stands(&mut self, listening: &mut Listening, stood: &mut Option<Instant>) {
         if stood.is_none() {
             *stood = Some(Instant::now());
+        }
+        if listening.refused.is_empty() {
             self.complaint.works();
         }
         let state = State::Standing(listening.stage);
@@ -259,18 +271,26 @@ impl Ear {
         Ok(())
     }
 
-    /// An error is an answer: LOADING refuses the PING and serves the subscription.
+    /// An error is an answer: LOADING refuses the PING and serves the subscription; and whoever stands before several
+    /// shards may refuse the channels of one that is gone, which says nothing of the others.
     fn refused(&mut self, listening: &mut Listening, failure: Failure) -> Result<(), Failure> {
-        let question = listening.asked.front();
-        if let Some(Question::Add((verb, _))) = question {
-            if failure.is_moved() {
+        if let Some(Question::Add(wish)) = listening.asked.front() {
+            if failure.is_redirection() {
                 self.node.suspect_layout();
             }
-            if *verb == self.common.stages.borrow().speak().verb(self.node.replica) {
-                return Err(failure);
+            let own = self.common.stages.borrow().speak().verb(self.node.replica);
+            if wish.0 == own {
+                let all = listening.wanted.iter().filter(|(verb, _)| *verb == own).count();
+                if failure.is_redirection() || listening.refused.len() + 1 >= all {
+                    return Err(failure);
+                }
+                listening.refused.push(wish.clone());
+                listening.again = Instant::now() + self.common.pace().probe_interval;
+                self.complaint.failed(&failure.words);
+            } else {
+                // Its own way works; what the others publish in theirs may come by it too.
+                self.other_verb.failed(&failure.words);
             }
-            // Its own way works; what the others publish in theirs may come by it too.
-            self.other_verb.failed(&failure.words);
         }
         listening.answered();
         Ok(())
@@ -345,6 +365,16 @@ impl Listening {
             Ok(sent) => sent,
             Err(_) => Err(Failure::timeout("the subscription's commands", patience)),
         }
+    }
+
+    /// Asks for what was refused, when it is time to.
+    async fn ask_again(&mut self, patience: Duration) -> Result<(), Failure> {
+        if self.refused.is_empty() || Instant::now() < self.again {
+            return Ok(());
+        }
+        let refused = std::mem::take(&mut self.refused);
+        self.ask(refused.into_iter().map(Question::Add).collect(), patience)
+            .await
     }
 
     fn answered(&mut self) {

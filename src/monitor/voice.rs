@@ -213,7 +213,7 @@ impl Writes {
                     let outcome = write(common, commands, key, seq).await;
                     match &outcome {
                         // Without an answer: what follows for the shards is said once, when the connection is given up.
-                        Err(failure) if !failure.usable => {}
+                        Err(failure) if !failure.usable || failure.is_redirection() => {}
                         Ok(took) => report_write(common, node, shard, Ok(*took)).await,
                         Err(failure) => {
                             report_write(common, node, shard, Err(failure.evidence.clone())).await;
@@ -277,7 +277,7 @@ fn settle(node: &Node, outcomes: Vec<Result<(), Failure>>) -> Result<Settled, Fa
             Err(failure) => return Err(failure),
         }
     }
-    if settled.refused.as_ref().is_some_and(Failure::is_moved) {
+    if settled.refused.as_ref().is_some_and(Failure::is_redirection) {
         node.suspect_layout();
     }
     Ok(settled)

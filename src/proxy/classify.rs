@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::cluster::{Local, Policy, policy};
 use super::command::{Command, Expect, ReplyMode, ScriptUse, Tx};
 use super::intent::{Change, Login, Password};
 use super::pipeline::Seq;
@@ -32,6 +33,8 @@ pub(crate) struct Classified {
     pub class: Class,
     /// Its row in the command table.
     pub info: Option<&'static CommandInfo>,
+    /// What is said in the place of an answer that names the replica's nodes.
+    pub instead: Option<Local>,
     /// What Pulsegate does itself.
     pub local: Option<LocalCommand>,
 }
@@ -61,6 +64,7 @@ pub(crate) fn classify(frame: &[u8], request: &Request) -> Classified {
         change: None,
         class: Class::Write,
         info: None,
+        instead: None,
         local: None,
     };
     let Some(mut info) = lookup(name) else {
@@ -195,9 +199,18 @@ fn special(c: &mut Classified, info: &CommandInfo, frame: &[u8], request: &Reque
             c.own = false;
             c.class = if c.read { Class::Read } else { Class::Write };
             c.script = script(info, request.first(frame));
+            c.instead = instead(info);
         }
         Kind::ScriptDebug | Kind::Asking => c.taints = true,
         Kind::Debug | Kind::Shutdown | Kind::Plain => {}
+    }
+}
+
+/// An application that followed what a node says of the nodes would go past Pulsegate.
+fn instead(info: &CommandInfo) -> Option<Local> {
+    match policy::policy(info) {
+        Policy::Local(local) if info.kind == Kind::Cluster && local.names_nodes() => Some(local),
+        _ => None,
     }
 }
 

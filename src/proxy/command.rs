@@ -28,18 +28,10 @@ pub(crate) struct Command {
     pub class: Class,
     /// Its part in a transaction.
     pub tx: Tx,
-    /// MULTI was answered before it was known where the transaction is to be: it is said just before this command.
-    pub opens: bool,
-    /// Leaves behind on the connection what Pulsegate does not know how to undo.
-    pub taints: bool,
-    /// What its reply is to the application's command; `None`: the reply.
-    pub part: Option<Box<Part>>,
-    /// A node has sent it elsewhere.
-    pub detour: Option<Detour>,
+    /// What few commands have.
+    pub aside: Option<Box<Aside>>,
     /// What it has to do with scripts and functions, which replicas do not tell each other.
     pub script: Option<ScriptUse>,
-    /// What a successful reply changes in the session.
-    pub change: Option<Box<Change>>,
 }
 
 impl Command {
@@ -54,12 +46,8 @@ impl Command {
             pins: false,
             class: if read { Class::Read } else { Class::Write },
             tx: Tx::None,
-            opens: false,
-            taints: false,
-            part: None,
-            detour: None,
+            aside: None,
             script: None,
-            change: None,
         }
     }
 
@@ -72,16 +60,55 @@ impl Command {
         }
     }
 
+    /// See [`Aside`].
+    pub(crate) fn opens(&self) -> bool {
+        self.aside.as_ref().is_some_and(|aside| aside.opens)
+    }
+
+    /// See [`Aside`].
+    pub(crate) fn part(&self) -> Option<&Part> {
+        self.aside.as_ref()?.part.as_ref()
+    }
+
+    /// See [`Aside`].
+    pub(crate) fn change(&self) -> Option<&Change> {
+        self.aside.as_ref()?.change.as_deref()
+    }
+
+    /// The same; it is the command's no more.
+    pub(crate) fn take_change(&mut self) -> Option<Box<Change>> {
+        self.aside.as_mut()?.change.take()
+    }
+
+    /// See [`Aside`].
+    pub(crate) fn detour(&self) -> Option<Detour> {
+        self.aside.as_ref()?.detour
+    }
+
+    /// To be changed.
+    pub(crate) fn aside(&mut self) -> &mut Aside {
+        self.aside.get_or_insert_with(Box::default)
+    }
+
     /// One reply comes back and it changes nothing: many such commands are one entry of a link.
     pub(crate) fn is_plain(&self) -> bool {
-        self.expect == Expect::Reply
-            && self.tx == Tx::None
-            && self.change.is_none()
-            && self.part.is_none()
-            && self.detour.is_none()
-            && !self.pins
-            && !self.opens
+        self.expect == Expect::Reply && self.tx == Tx::None && self.aside.is_none() && !self.pins
     }
+}
+
+/// What few commands have.
+#[derive(Debug, Default)]
+pub(crate) struct Aside {
+    /// What a successful reply changes in the session.
+    pub change: Option<Box<Change>>,
+    /// MULTI was answered before it was known where the transaction is to be: it is said just before this command.
+    pub opens: bool,
+    /// Leaves behind on the connection what Pulsegate does not know how to undo.
+    pub taints: bool,
+    /// What its reply is to the application's command; `None`: the reply.
+    pub part: Option<Part>,
+    /// A node has sent it elsewhere.
+    pub detour: Option<Detour>,
 }
 
 /// What comes back for a command.

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
-use super::cluster::{Joiner, Step};
+use super::cluster::{Joiner, Local, Step};
 use super::command::Command;
 use super::topology::Place;
 
@@ -31,6 +31,8 @@ pub(crate) enum Part {
     },
     /// Nil is no answer while there are more shards to ask; so many were asked before.
     Search(usize),
+    /// Pulsegate says this in its place, if the node answers it with success.
+    Instead(Local),
 }
 
 /// A command that went out in parts.
@@ -65,8 +67,8 @@ impl Joint {
 
 /// What is sent in the place of a command of which nothing is known to have been applied, whose link was lost.
 pub(crate) fn again(mut command: Command, frame: Bytes) -> Again {
-    match command.part.as_deref() {
-        None => Again::This(command, frame),
+    match command.part() {
+        None | Some(Part::Instead(_)) => Again::This(command, frame),
         Some(Part::Of {
             everywhere: false, ..
         }) => Again::This(command, frame),
@@ -77,11 +79,11 @@ pub(crate) fn again(mut command: Command, frame: Bytes) -> Again {
         Some(Part::Of { .. }) => Again::Unknown(command),
         Some(Part::Scan { original, .. }) => {
             let original = original.clone();
-            command.part = None;
+            command.aside().part = None;
             Again::This(command, original)
         }
         Some(Part::Search(_)) => {
-            command.part = None;
+            command.aside().part = None;
             Again::This(command, frame)
         }
     }
@@ -107,4 +109,58 @@ pub(crate) struct Detour {
     pub asking: bool,
     /// How often nodes have sent it elsewhere, or put it off.
     pub times: u16,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::cluster::Join;
+    use crate::proxy::pipeline::Seq;
+
+    const FRAME: Bytes = Bytes::from_static(b"*1\r\n$6\r\nDBSIZE\r\n");
+
+    fn parts(read: bool, everywhere: bool) -> (Rc<Joint>, [Command; 2]) {
+        let joint = Joint::new(Joiner::new(Join::Sum, 2), Command::plain(Seq::NONE, read));
+        let parts = [0, 1].map(|number| {
+            let mut command = Command::plain(Seq::NONE, read);
+            let joint = Rc::clone(&joint);
+            command.aside().part = Some(Part::Of {
+                joint,
+                number,
+                everywhere,
+            });
+            command
+        });
+        (joint, parts)
+    }
+
+    #[test]
+    fn a_keyless_read_begins_anew_once_and_owes_nothing_to_its_old_parts() {
+        let (joint, [first, second]) = parts(true, true);
+        assert!(joint.put(0, b":1\r\n").is_none());
+        match again(second, FRAME) {
+            Again::This(whole, frame) => assert!(whole.part().is_none() && frame == FRAME),
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(again(first, FRAME), Again::Nothing));
+        assert!(joint.put(1, b":1\r\n").is_none(), "nobody waits for it");
+    }
+
+    #[test]
+    fn a_keyless_write_is_not_sent_again() {
+        let (_, [first, _]) = parts(false, true);
+        assert!(matches!(again(first, FRAME), Again::Unknown(_)));
+    }
+
+    #[test]
+    fn a_part_with_keys_is_sent_again_by_itself() {
+        let (joint, [first, second]) = parts(false, false);
+        let Again::This(first, _) = again(first, FRAME) else {
+            panic!("it stands by itself")
+        };
+        assert!(first.part().is_some());
+        drop(second);
+        assert!(joint.put(1, b":1\r\n").is_none());
+        assert_eq!(joint.put(0, b":2\r\n").unwrap().1, ":3\r\n");
+    }
 }

@@ -187,7 +187,7 @@ impl Recovery {
 
     /// MULTI was answered, and belongs before this command.
     fn open(&mut self, command: &Command) {
-        if command.opens {
+        if command.opens() {
             let _ = self.state.step(Tx::Multi);
         }
     }

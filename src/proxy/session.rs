@@ -21,7 +21,7 @@ mod sent;
 mod shards;
 mod wait;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::Waker;
@@ -30,7 +30,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::classify::{Classified, LocalCommand, classify};
 use super::client::Writer;
-use super::command::{Command, Expect, Held, Tx};
+use super::command::{Aside, Command, Expect, Held, Tx};
 use super::intent::{Change, Intent, Step, Subscription};
 use super::link::{End, Frame, Link, OUT_HIGH};
 use super::part::Part;
@@ -39,12 +39,12 @@ use super::recover::TxState;
 use super::split::Written;
 use super::topology::Place;
 use super::upstream::Group;
-use super::worker::Worker;
+use super::worker::{Current, Worker};
 use crate::config::UpstreamMode;
 use crate::metrics::{DisconnectReason, HoldEnd, SessionKind};
 use crate::resp::{self, Request};
 use sent::Sent;
-use shards::Waits;
+use shards::{Seen, Waits};
 
 /// Commands and bytes that one session may have waiting before it stops reading.
 const LIMBO_HIGH: (usize, usize) = (1024, 1024 * 1024);
@@ -301,56 +301,84 @@ impl Session {
             }
             None => {}
         }
-        let clear = st.tx == TxState::Clear;
-        if let Some(local) = st.tx.step(c.tx) {
-            self.answer_new(st, local.bytes(st.intent.identity.resp3));
+        if c.tx == Tx::Multi && st.tx == TxState::Clear && self.places_transactions() {
+            (st.tx, st.opening) = (TxState::Open, true);
+            self.answer_new(st, b"+OK\r\n");
             return true;
         }
-        if c.tx == Tx::Multi && clear && self.places_transactions() {
-            st.opening = true;
-            self.answer_new(st, b"+OK\r\n");
+        if let Some(local) = st.tx.step(c.tx) {
+            self.answer_new(st, local.bytes(st.intent.identity.resp3));
             return true;
         }
         let sharded = self.worker.sharded.get() || st.opening;
         let info = c.info;
         let command = self.enlist(st, c);
-        let frame = match command.change.as_deref() {
+        let frame = match command.change() {
             Some(Change::Reply(_)) => Frame::Borrowed(REPLY_ON),
             _ => frame,
         };
-        let waits = if !st.limbo.is_empty() {
-            Some((command, frame))
-        } else if sharded {
-            let seen = Some((info, *request));
-            self.dispatch(st, command, frame, seen).err().map(Waits::parts)
-        } else if let Some(link) = self.link_at_once(st, &command) {
-            self.send(st, &link, command, frame);
-            None
-        } else {
-            Some((command, frame))
+        let link = match () {
+            () if !st.limbo.is_empty() => None,
+            () if sharded => self.link_to_shard_at_once(st, &command, (info, request), frame.bytes()),
+            () => self.link_at_once(st, &command),
         };
-        if let Some((command, frame)) = waits {
-            self.hold(st, command, frame);
-            let aborting = std::mem::take(&mut st.aborting)
-                .then(|| st.link.clone())
-                .flatten();
-            drop(state);
-            if let Some(link) = aborting {
-                link.condemn(&End::Abandoned);
-            }
-            self.advance();
-            state = self.state.borrow_mut();
+        if let Some(link) = link {
+            self.send(st, &link, command, frame);
+        } else {
+            let seen = sharded.then_some((info, *request));
+            state = self.accept_slowly(state, command, frame, seen);
         }
         let full = state.is_full();
         state.paused = full;
         !full
     }
 
+    /// Sends a command by way of `dispatch`, if the scanner's knowledge is given, or lets it wait.
+    #[inline(never)]
+    fn accept_slowly<'s>(
+        self: &'s Rc<Self>,
+        mut state: RefMut<'s, State>,
+        command: Command,
+        frame: Frame<'_>,
+        seen: Option<Seen>,
+    ) -> RefMut<'s, State> {
+        let st = &mut *state;
+        let waits = if seen.is_some() && st.limbo.is_empty() {
+            self.dispatch(st, command, frame, seen).err().map(Waits::parts)
+        } else {
+            Some((command, frame))
+        };
+        let Some((command, frame)) = waits else {
+            return state;
+        };
+        self.hold(st, command, frame);
+        let aborting = std::mem::take(&mut st.aborting)
+            .then(|| st.link.clone())
+            .flatten();
+        drop(state);
+        if let Some(link) = aborting {
+            link.condemn(&End::Abandoned);
+        }
+        self.advance();
+        self.state.borrow_mut()
+    }
+
     /// The link that takes a new command now, if nothing speaks against it.
     fn link_at_once(self: &Rc<Self>, st: &mut State, command: &Command) -> Option<Rc<Link>> {
         let route = self.worker.route.get().filter(|route| !route.holding)?;
         let to = self.destination(st, &route, command, command.own);
-        let to = Place::endpoint(to);
+        self.link_to(st, &route, command, Place::endpoint(to))
+    }
+
+    /// The link to a place, if it takes the command now.
+    #[inline(always)]
+    fn link_to(
+        self: &Rc<Self>,
+        st: &mut State,
+        route: &Current,
+        command: &Command,
+        to: Place,
+    ) -> Option<Rc<Link>> {
         if st.link.as_ref().is_none_or(|link| link.place != to) {
             if st.has_own_link() || command.own && st.sent.all() > 0 {
                 return None;
@@ -360,7 +388,7 @@ impl Session {
         let link = st.link.as_ref()?;
         let takes = link.takes_commands()
             && !(command.own && link.is_shared())
-            && !self.overtakes(st, &route, command, to.replica)
+            && !self.overtakes(st, route, command, to.replica)
             && st.may_send(link, command);
         takes.then(|| Rc::clone(link))
     }
@@ -373,6 +401,16 @@ impl Session {
             Expect::Blocking if st.tx == TxState::Open => Expect::Reply,
             expect => expect,
         };
+        let opens = std::mem::take(&mut st.opening);
+        let aside = (opens || c.taints || c.change.is_some() || c.instead.is_some()).then(|| {
+            Box::new(Aside {
+                change: c.change,
+                part: c.instead.map(Part::Instead),
+                opens,
+                taints: c.taints,
+                ..Aside::default()
+            })
+        });
         let (seq, pins) = (st.pipeline.push(), c.own);
         st.pins += u32::from(pins);
         Command {
@@ -384,12 +422,8 @@ impl Session {
             pins,
             class: c.class,
             tx: c.tx,
-            opens: std::mem::take(&mut st.opening),
-            taints: c.taints,
-            part: None,
-            detour: None,
+            aside,
             script: c.script,
-            change: c.change,
         }
     }
 
@@ -404,12 +438,16 @@ impl Session {
             self.worker.touch(self);
             return;
         }
-        if command.opens {
-            link.transaction_began();
-            (st.tx_sent, st.tx_answered) = (TxState::Open, TxState::Open);
+        let mut asking = false;
+        if let Some(aside) = &command.aside {
+            asking = aside.detour.is_some_and(|detour| detour.asking);
+            if aside.opens {
+                link.transaction_began();
+                (st.tx_sent, st.tx_answered) = (TxState::Open, TxState::Open);
+            }
+            st.tainted |= aside.taints;
         }
         let _ = st.tx_sent.step(command.tx);
-        st.tainted |= command.taints;
         let cached = std::mem::replace(&mut st.caching, st.intent.tracks() && is_caching(frame.bytes()));
         st.spoiling |= command.tx == Tx::Reset && self.worker.credentials(link.replica).is_some();
         if command.expect == Expect::Confirmations(0) {
@@ -424,7 +462,7 @@ impl Session {
             let mut scripts = self.worker.scripts.borrow_mut();
             if scripts.wants(kind, frame.bytes()) {
                 let whole = Bytes::copy_from_slice(frame.bytes());
-                command.change = Some(Box::new(Change::Script(kind, whole)));
+                command.aside().change = Some(Box::new(Change::Script(kind, whole)));
             }
             // Nothing can be said inside a transaction, nor between CLIENT CACHING and what it means.
             if st.tx_sent != TxState::Open && !cached {
@@ -432,15 +470,16 @@ impl Session {
                 link.say(missing.into_iter().map(Step::known).collect());
             }
         }
-        if command.detour.is_some_and(|detour| detour.asking) {
-            link.say(vec![Step::may(&[b"ASKING"])]);
-        }
         if command.expect == Expect::Blocking && is_wait(frame.bytes()) {
             // WAIT is for the writes of its own connection; any command said now makes it wait for all earlier ones.
             link.say(vec![Step::may(&[b"PING"])]);
         }
         if !command.read {
             st.written.sent(command.seq, &st.pipeline);
+        }
+        if asking {
+            // Nothing comes between it and the command.
+            link.say(vec![Step::may(&[b"ASKING"])]);
         }
         st.sent.add(link.replica);
         self.worker.metrics.commands[command.class][link.replica].inc();
@@ -453,7 +492,7 @@ impl Session {
         if matches!(command.expect, Expect::Own { .. }) {
             return;
         }
-        if let Some(Part::Of { joint, number, .. }) = command.part.as_deref() {
+        if let Some(Part::Of { joint, number, .. }) = command.part() {
             if let Some((whole, joined)) = joint.put(*number, reply) {
                 self.answer(st, &whole, &joined);
             }

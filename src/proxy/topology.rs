@@ -5,6 +5,8 @@ use std::collections::HashMap;
 
 use super::cluster::Router;
 use crate::replica::{Address, Layout, ReplicaId, ShardId};
+use crate::resp::Request;
+use crate::resp::command::CommandInfo;
 
 /// A node of one replica, for as long as the worker lives.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -113,6 +115,27 @@ impl Topology {
             replica,
             node: node.unwrap_or(NodeId::ENDPOINT),
         }
+    }
+
+    /// Where a request with one key goes, found sooner than by a plan; `None`: ask for that.
+    #[inline]
+    pub(crate) fn at_once(
+        &self,
+        replica: ReplicaId,
+        info: Option<&'static CommandInfo>,
+        frame: &[u8],
+        request: &Request,
+    ) -> Option<Place> {
+        let of = &self.replicas[replica.index()];
+        let Some(router) = &of.router else {
+            return Some(Place::endpoint(replica));
+        };
+        if !of.moved.is_empty() {
+            return None;
+        }
+        let shard = router.shard_at_once(info?, frame, request)?;
+        let node = *of.nodes.get(usize::from(shard.0))?;
+        Some(Place { replica, node })
     }
 
     /// The nodes that serve `replica`, the first shard's first; at least one.

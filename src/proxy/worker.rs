@@ -24,7 +24,7 @@ use super::upstream::Upstream;
 use crate::config::Bind;
 use crate::dial::{DialError, Stream};
 use crate::metrics::{HoldEnd, WorkerMetrics};
-use crate::replica::{Credentials, Layout, ReplicaId};
+use crate::replica::{Credentials, Layout, ReplicaId, TopologyKind};
 use crate::route::{Epoch, Feedback, LinkEvidence, Progress, Route};
 
 /// Bytes read from a socket at once.
@@ -181,6 +181,12 @@ impl Worker {
             .endpoint
             .credentials
             .as_ref()
+    }
+
+    /// Whether `replica` may have more nodes than its endpoint.
+    pub(crate) fn has_nodes(&self, replica: ReplicaId) -> bool {
+        let topology = &self.settings.replicas[replica.index()].0.topology;
+        topology.kind != TopologyKind::Single
     }
 
     /// Connects to `place`.

@@ -20,3 +20,12 @@ export const until = async (label, condition) => {
   }
   say(label, "came");
 };
+
+const words = process.argv.slice(4);
+
+// Whether to take the library's client for clusters.
+export const clustered = words.includes("cluster");
+
+// Whether the deployment has it: databases other than 0, users made with ACL, SCAN of all, MONITOR, client-side caching, a count of
+// all who receive a message.
+export const has = (what) => !words.includes(`no-${what}`);

@@ -63,8 +63,7 @@ impl Cluster {
         for node in &self.nodes {
             loop {
                 let slots = ask(node, &["CLUSTER", "SLOTS"]).await;
-                let ranges: Vec<(u16, u16, (String, u16, String, Vec<Value>))> =
-                    redis::from_redis_value(slots).unwrap();
+                let ranges: Vec<Range> = redis::from_redis_value(slots).unwrap();
                 let known: u32 = ranges
                     .iter()
                     .map(|(first, last, _)| u32::from(last - first) + 1)
@@ -79,6 +78,9 @@ impl Cluster {
         }
     }
 }
+
+/// First slot, last slot, and the node: address, port, id, and what it has besides.
+type Range = (u16, u16, (String, u16, String, Vec<Value>));
 
 async fn ask(server: &Server, words: &[&str]) -> Value {
     let mut command = redis::cmd(words[0]);

@@ -9,7 +9,7 @@ use pulsegate::control::Ask;
 use pulsegate::control::status::{EventRecord, Status};
 use pulsegate::control::{self, Handle, Setup, Wires};
 use pulsegate::decision::{
-    FailbackMode, Member, OnFenceTimeout, OnIsolated, OnSlow, Policy, ReadsTo, Request,
+    FailbackMode, Member, OnFenceTimeout, OnIsolated, OnShardDown, OnSlow, Policy, ReadsTo, Request,
 };
 use pulsegate::dial::Dialer;
 use pulsegate::metrics::Metrics;
@@ -35,6 +35,8 @@ pub fn policy() -> Policy {
         failback: FailbackMode::Manual,
         grace: Duration::from_secs(60),
         lag_tolerance: Duration::from_millis(500),
+        shard_grace: Duration::from_secs(2),
+        on_shard_down: OnShardDown::Switch,
         on_slow: OnSlow::Stay,
         reads: ReadsTo::Active,
         read_your_writes: true,

@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::rng::Rng;
 use crate::decision::engine::Member;
 use crate::decision::event::CellMap;
-use crate::decision::policy::{FailbackMode, OnFenceTimeout, OnIsolated, OnSlow, Policy, ReadsTo};
+use crate::decision::policy::{
+    FailbackMode, OnFenceTimeout, OnIsolated, OnShardDown, OnSlow, Policy, ReadsTo,
+};
 use crate::replica::{Cell, CellId, Layout, ReplicaId};
 
 #[derive(Clone, Debug)]
@@ -89,6 +91,8 @@ impl Setup {
             ]),
             grace: rng.pick(&[ms(1500), ms(3000), ms(5000)]),
             lag_tolerance: ms(500),
+            shard_grace: Duration::from_secs(2),
+            on_shard_down: OnShardDown::Switch,
             on_slow: rng.pick(&[OnSlow::Stay, OnSlow::Leave]),
             reads: rng.pick(&[
                 ReadsTo::Active,

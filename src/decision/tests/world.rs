@@ -10,8 +10,11 @@ use crate::replica::{CellId, ReplicaId, ShardId};
 pub(super) struct World {
     pub(super) engine: Engine,
     pub(super) now: Instant,
+    began: Instant,
     pub(super) seq: u64,
     pub(super) pings: Vec<bool>,
+    /// How long each takes to answer.
+    pub(super) rtts: Vec<Duration>,
     pub(super) writes: Vec<Option<bool>>,
     /// Heartbeats of the first are not heard on the second.
     pub(super) cut: Vec<(ReplicaId, ReplicaId)>,
@@ -53,8 +56,10 @@ impl World {
         let mut world = World {
             engine: Engine::new(policy(), members.collect(), None, now),
             now,
+            began: now,
             seq: 0,
             pings: vec![true; usize::from(count)],
+            rtts: vec![MS; usize::from(count)],
             writes: vec![Some(true); usize::from(count)],
             cut: Vec::new(),
             outputs: Vec::new(),
@@ -67,6 +72,11 @@ impl World {
 
     pub(super) fn ids(&self) -> Vec<ReplicaId> {
         self.engine.ids().collect()
+    }
+
+    /// When the world began.
+    pub(super) fn began(&self) -> Instant {
+        self.began
     }
 
     pub(super) fn active(&self) -> Option<ReplicaId> {
@@ -101,11 +111,12 @@ impl World {
         self.seq += 1;
         let (seq, cell) = (self.seq, CellId::ONLY);
         for on in self.ids() {
+            let rtt = self.rtts[on.index()];
             if self.pings[on.index()] {
-                self.probe(on, ProbeKind::Ping, Ok(MS));
+                self.probe(on, ProbeKind::Ping, Ok(rtt));
             }
             match self.writes[on.index()] {
-                Some(true) => self.probe(on, ProbeKind::Write, Ok(MS)),
+                Some(true) => self.probe(on, ProbeKind::Write, Ok(rtt)),
                 Some(false) => {
                     let refused = ProbeFailure::Rejected("NOREPLICAS".to_owned());
                     self.probe(on, ProbeKind::Write, Err(refused));

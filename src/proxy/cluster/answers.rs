@@ -41,6 +41,14 @@ pub struct Itself<'a> {
 }
 
 impl Local {
+    /// Whether a node's own answer would say which nodes there are, whoever asks.
+    pub fn names_nodes(self) -> bool {
+        match self {
+            Local::Slots | Local::Shards | Local::Nodes | Local::Info | Local::Links | Local::MyId => true,
+            Local::Replicas | Local::KeySlot | Local::Ok => false,
+        }
+    }
+
     /// The whole reply to the request in `frame` (multibulk, with the right number of arguments).
     pub fn answer(self, frame: &[u8], itself: Itself<'_>, resp3: bool) -> Bytes {
         let mut out = Writer {

@@ -77,7 +77,7 @@ impl Link {
         let frame = &buf[range.clone()];
         if self.trailing.get() > 0
             || self.is_unasked(reply.kind, frame)
-            || reply.kind == b'-' && sends_elsewhere(frame)
+            || reply.kind == b'-' && self.sends_elsewhere(frame)
         {
             return false;
         }
@@ -147,7 +147,7 @@ impl Link {
             }
             return Ok(());
         }
-        if reply.is_error() && sends_elsewhere(frame) && self.is_singly_answered() {
+        if reply.is_error() && self.sends_elsewhere(frame) && self.is_singly_answered() {
             self.send_elsewhere(frame);
             return Ok(());
         }
@@ -224,6 +224,12 @@ impl Link {
         Ok(())
     }
 
+    /// Whether a node says that keys are elsewhere, or on their way, and that is to be followed.
+    fn sends_elsewhere(&self, error: &[u8]) -> bool {
+        matches!(error_code(error), Some(b"MOVED" | b"ASK" | b"TRYAGAIN"))
+            && self.worker.has_nodes(self.replica)
+    }
+
     /// Whether the next reply is the only one to a command of a session.
     fn is_singly_answered(&self) -> bool {
         let inner = self.inner.borrow();
@@ -296,11 +302,6 @@ impl Link {
         rest.advance(seen);
         scanner.forget(seen);
     }
-}
-
-/// Whether a node says that keys are elsewhere, or on their way.
-fn sends_elsewhere(error: &[u8]) -> bool {
-    matches!(error_code(error), Some(b"MOVED" | b"ASK" | b"TRYAGAIN"))
 }
 
 /// Whether an error is an answer that a command of Pulsegate's own may have.

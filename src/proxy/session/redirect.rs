@@ -16,8 +16,9 @@ use crate::proxy::part::Detour;
 use crate::proxy::topology::Place;
 use crate::replica::Address;
 
-/// How often one command may be sent elsewhere or put off; with [`PAUSE`] between, about a second.
-const TIMES: u16 = 100;
+/// How often one command may be sent elsewhere or put off; with [`PAUSE`] between, about three seconds: nodes
+/// on a busy machine may disagree for a second about a slot that has just moved.
+const TIMES: u16 = 300;
 
 /// From this many on, a command that is sent elsewhere again waits a moment: nodes that point at each other would keep it turning.
 const AT_ONCE: u16 = 5;
@@ -55,14 +56,14 @@ impl Session {
             let reply = if command.tx == Tx::Exec { ABORTED } else { GONE };
             return Some((command, Bytes::from_static(reply)));
         }
-        let times = command.detour.map_or(0, |detour| detour.times) + 1;
+        let times = command.detour().map_or(0, |detour| detour.times) + 1;
         if times > TIMES {
             return Some((command, Bytes::copy_from_slice(reply)));
         }
         if let (Some(redirect), Some(place), false) = (&redirect, place, asking) {
             self.worker.topology.borrow_mut().moved(redirect.slot, place);
         }
-        command.detour = Some(Detour {
+        command.aside().detour = Some(Detour {
             place,
             asking: asking && place.is_some(),
             times,
@@ -98,21 +99,20 @@ impl Session {
 
     fn place_of(&self, link: &Link, redirect: &Redirect) -> Option<Place> {
         let mut topology = self.worker.topology.borrow_mut();
-        let host = match &redirect.host {
-            Host::Named(host) => host.clone(),
-            Host::Unknown => return None,
-            Host::Same => {
-                let own = &self.worker.settings.replicas[link.replica.index()]
-                    .0
-                    .endpoint
-                    .address;
-                match topology.address(link.place).unwrap_or_else(|| own.clone()) {
-                    Address::Tcp { host, .. } => host,
-                    Address::Unix(_) => return None,
-                }
-            }
-        };
+        let replica = &self.worker.settings.replicas[link.replica.index()].0;
         let port = redirect.port;
-        topology.node(link.replica, &Address::Tcp { host, port })
+        let here = topology.address(link.place);
+        let address = match (&redirect.host, here.as_ref().unwrap_or(&replica.endpoint.address)) {
+            (Host::Named(host), _) => {
+                let host = host.clone();
+                replica.topology.reachable(&Address::Tcp { host, port }).clone()
+            }
+            (Host::Same, Address::Tcp { host, .. }) => {
+                let host = host.clone();
+                Address::Tcp { host, port }
+            }
+            (Host::Same, Address::Unix(_)) | (Host::Unknown, _) => return None,
+        };
+        topology.node(link.replica, &address)
     }
 }

@@ -47,11 +47,11 @@ impl Session {
     }
 
     /// The reply to a command that is not plain, whole or its last part.
-    pub(crate) fn reply(self: &Rc<Self>, link: &Rc<Link>, command: Command, reply: Reply, frame: &[u8]) {
+    pub(crate) fn reply(self: &Rc<Self>, link: &Rc<Link>, mut command: Command, reply: Reply, frame: &[u8]) {
         let mut state = self.state.borrow_mut();
         let st = &mut *state;
         st.sent.take(link.replica, 1);
-        if command.part.is_some() {
+        if command.part().is_some() {
             self.part_answered(st, link, command, frame);
             return self.answered(state, link);
         }
@@ -63,12 +63,13 @@ impl Session {
             let _ = st.tx_answered.step(command.tx);
         }
         let mut told = None;
+        let change = command.take_change();
         match command.tx {
             Tx::Exec => self.execute(st, link, reply, frame),
             Tx::Discard if !reply.is_error() => forget_queued(st),
             Tx::Reset => {
                 st.spoiling = false;
-                if let Some(change) = command.change
+                if let Some(change) = change
                     && !reply.is_error()
                 {
                     self.apply(st, link, *change, frame);
@@ -76,7 +77,7 @@ impl Session {
                 }
             }
             _ if inside && !reply.is_error() => {
-                if let Some(change) = command.change {
+                if let Some(change) = change {
                     st.queued_changes.push((st.queued + st.queued_more, change));
                 }
                 st.queued += 1;
@@ -85,7 +86,7 @@ impl Session {
                 }
             }
             _ => {
-                if let Some(change) = command.change {
+                if let Some(change) = change {
                     if reply.is_error() {
                         refused(st, &change, frame);
                     } else {
@@ -418,7 +419,7 @@ fn resync(st: &mut State) {
     if !matches!(st.tx, TxState::Broken(_) | TxState::WatchLost) {
         st.tx = st.tx_answered;
         for held in &st.limbo {
-            if held.command.opens {
+            if held.command.opens() {
                 let _ = st.tx.step(Tx::Multi);
             }
             let _ = st.tx.step(held.command.tx);

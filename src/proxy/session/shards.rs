@@ -12,7 +12,7 @@ use super::{Session, State};
 use crate::metrics::HoldEnd;
 use crate::proxy::classify;
 use crate::proxy::cluster::plan::CROSSSLOT;
-use crate::proxy::cluster::{Itself, Joiner, Plan, Slots, Step as ScanStep, slots};
+use crate::proxy::cluster::{Itself, Joiner, Local, Plan, Slots, Step as ScanStep, slots};
 use crate::proxy::command::{Command, Held, Tx};
 use crate::proxy::intent::{Change, Step, Subscription};
 use crate::proxy::link::{End, Frame, Link, Phase};
@@ -78,6 +78,24 @@ impl Session {
         let topology = self.worker.topology.borrow();
         let route = self.worker.route.get();
         route.is_some_and(|route| topology.router(route.write).is_some())
+    }
+
+    /// The link that takes a new command now, for most commands of most sessions; `dispatch` knows the rest.
+    #[inline(never)]
+    pub(super) fn link_to_shard_at_once(
+        self: &Rc<Self>,
+        st: &mut State,
+        command: &Command,
+        (info, request): (Option<&'static CommandInfo>, &Request),
+        frame: &[u8],
+    ) -> Option<Rc<Link>> {
+        let route = self.worker.route.get().filter(|route| !route.holding)?;
+        if command.own || command.aside.is_some() || st.has_own_link() || !self.is_settled(st) {
+            return None;
+        }
+        let to = self.destination(st, &route, command, false);
+        let place = self.worker.topology.borrow().at_once(to, info, frame, request)?;
+        self.link_to(st, &route, command, place)
     }
 
     /// Sends what waits: see [`Session::advance`].
@@ -165,7 +183,7 @@ impl Session {
         let Some(route) = self.worker.route.get().filter(|route| !route.holding) else {
             return Err(Waits::new(command, frame));
         };
-        let own = command.pins || command.opens || st.tx_sent == TxState::Open;
+        let own = command.pins || command.opens() || st.tx_sent == TxState::Open;
         let to = self.destination(st, &route, &command, own);
         match self.dispatch_to(st, &route, to, own, command, frame, seen) {
             // Nobody waits for a replica that only serves reads.
@@ -186,7 +204,7 @@ impl Session {
         route: &Current,
         to: ReplicaId,
         own: bool,
-        command: Command,
+        mut command: Command,
         frame: Frame<'a>,
         seen: Option<Seen>,
     ) -> Result<(), Waits<'a>> {
@@ -202,21 +220,21 @@ impl Session {
             Way::To(place) => self.send_to(st, route, (to, place), own, command, frame),
             Way::Parts(parts, joiner) => self.send_parts(st, parts, joiner, command, frame),
             Way::Scan(place, step) => {
-                let Some(link) = self.idle_shared(st, place) else {
+                let Some(link) = self.for_part(st, place) else {
                     return Err(Waits::new(command, frame));
                 };
                 let words = step.frame.clone();
                 let original = Bytes::copy_from_slice(frame.bytes());
-                let part = Some(Box::new(Part::Scan { step, original }));
-                self.send(st, &link, Command { part, ..command }, Frame::Borrowed(&words));
+                command.aside().part = Some(Part::Scan { step, original });
+                self.send(st, &link, command, Frame::Borrowed(&words));
                 Ok(())
             }
             Way::Search(place, asked) => {
-                let Some(link) = self.idle_shared(st, place) else {
+                let Some(link) = self.for_part(st, place) else {
                     return Err(Waits::new(command, frame));
                 };
-                let part = Some(Box::new(Part::Search(asked)));
-                self.send(st, &link, Command { part, ..command }, frame);
+                command.aside().part = Some(Part::Search(asked));
+                self.send(st, &link, command, frame);
                 Ok(())
             }
         }
@@ -224,7 +242,8 @@ impl Session {
 
     /// Whether all that is on its way went by the layouts that hold now, and nothing of it was sent elsewhere by a node: what
     /// follows must not overtake what has to be sent again.
-    fn is_settled(&self, st: &mut State) -> bool {
+    #[inline]
+    pub(super) fn is_settled(&self, st: &mut State) -> bool {
         let version = self.worker.topology.borrow().version();
         let settled = st.sent.all() == 0 || !st.settling && st.version == version;
         if settled {
@@ -235,7 +254,7 @@ impl Session {
 
     /// Where a command goes if it goes to the replica `to`.
     fn way(&self, st: &State, to: ReplicaId, command: &Command, frame: &[u8], seen: Option<Seen>) -> Way {
-        let detour = command.detour.and_then(|detour| detour.place);
+        let detour = command.detour().and_then(|detour| detour.place);
         if let Some(place) = detour.filter(|place| place.replica == to) {
             return Way::To(Some(place));
         }
@@ -246,7 +265,7 @@ impl Session {
         let Some((info, request)) = seen.or_else(|| classify::look(frame)) else {
             return Way::To(None);
         };
-        if matches!(command.change.as_deref(), Some(Change::Tracking(Some(_)))) {
+        if matches!(command.change(), Some(Change::Tracking(Some(_)))) {
             return Way::Answer(Bytes::from_static(TRACKING));
         }
         let its_slot = || match slots(info?, frame, &request) {
@@ -259,7 +278,7 @@ impl Session {
                 .unwrap_or_else(|| topology.shard(to, shard))
         };
         let plan = router.plan(info, frame, &request);
-        if command.opens || st.tx_sent == TxState::Open {
+        if command.opens() || st.tx_sent == TxState::Open {
             // The server of its first key has the whole transaction, and says what it takes.
             return Way::To(match plan {
                 Plan::One(at) => Some(shard(at)),
@@ -307,7 +326,7 @@ impl Session {
             }
             Plan::Scan(step) => Way::Scan(topology.shard(to, step.shard), step),
             Plan::UntilFound => {
-                let asked = match command.part.as_deref() {
+                let asked = match command.part() {
                     Some(Part::Search(asked)) => *asked,
                     _ => 0,
                 };
@@ -315,13 +334,16 @@ impl Session {
                 let node = nodes[(self.id as usize + asked) % nodes.len()];
                 Way::Search(Place { replica: to, node }, asked)
             }
-            Plan::Local(local) => {
-                let (host, port) = self.worker.itself(self.writer.local_addr());
-                let itself = Itself { host: &host, port };
-                Way::Answer(local.answer(frame, itself, st.intent.identity.resp3))
-            }
+            Plan::Local(local) => Way::Answer(self.say_itself(st, local, frame)),
             Plan::Refused(reply) => Way::Answer(reply),
         }
+    }
+
+    /// What is said of Pulsegate as a cluster of one node.
+    fn say_itself(&self, st: &State, local: Local, frame: &[u8]) -> Bytes {
+        let (host, port) = self.worker.itself(self.writer.local_addr());
+        let itself = Itself { host: &host, port };
+        local.answer(frame, itself, st.intent.identity.resp3)
     }
 
     /// Sends a command whole.
@@ -341,7 +363,7 @@ impl Session {
         };
         match link {
             Ok(link) if link.takes_commands() && st.may_send(&link, &command) => {
-                if command.opens || st.keyless.is_some() {
+                if command.opens() || st.keyless.is_some() {
                     Self::note_keyless(st, &command, frame.bytes(), place.is_some());
                 }
                 self.send(st, &link, command, frame);
@@ -369,7 +391,7 @@ impl Session {
             }
             let here = place.is_none_or(|place| place == link.place);
             let fits = here || st.tx_sent.pins() && st.keyless.is_none();
-            if fits && !command.opens {
+            if fits && !command.opens() {
                 return Ok(link);
             }
             if !link.is_idle() || link.phase() != Phase::Ready {
@@ -394,7 +416,7 @@ impl Session {
             return Err(None);
         }
         let place = place.unwrap_or_else(|| self.listens_at(st, route.write));
-        let then = command.opens.then(Step::multi);
+        let then = command.opens().then(Step::multi);
         st.link = self.get_own(st, place, then.into_iter().collect());
         st.link.clone().ok_or(None)
     }
@@ -420,7 +442,7 @@ impl Session {
 
     /// Notes what is said of an open transaction until it has a key.
     fn note_keyless(st: &mut State, command: &Command, frame: &[u8], keyed: bool) {
-        if command.opens {
+        if command.opens() {
             st.keyless = Some(Vec::new());
         }
         let ends = matches!(command.tx, Tx::Exec | Tx::Discard | Tx::Reset);
@@ -491,12 +513,15 @@ impl Session {
             .unwrap_or_else(|| place(0))
     }
 
-    /// The shared link to a place, if it takes commands and the session's own link has nothing to answer first.
-    fn idle_shared(self: &Rc<Self>, st: &mut State, place: Place) -> Option<Rc<Link>> {
-        if self.own_link(st).is_some_and(|link| !link.is_idle()) {
-            return None;
-        }
-        self.get_shared(st, place).filter(|link| link.takes_commands())
+    /// The link to a place for a command of which other places may have a part. It is the session's own, if that leads there:
+    /// what goes over it later must not overtake. That has to have answered everything, as it may hold what concerns all places.
+    fn for_part(self: &Rc<Self>, st: &mut State, place: Place) -> Option<Rc<Link>> {
+        let link = match self.own_link(st) {
+            Some(own) if !own.is_idle() => return None,
+            Some(own) if own.place == place => own,
+            _ => self.get_shared(st, place)?,
+        };
+        link.takes_commands().then_some(link)
     }
 
     fn send_parts<'a>(
@@ -507,10 +532,7 @@ impl Session {
         command: Command,
         frame: Frame<'a>,
     ) -> Result<(), Waits<'a>> {
-        let links: Option<Vec<_>> = parts
-            .iter()
-            .map(|(place, _)| self.idle_shared(st, *place))
-            .collect();
+        let links: Option<Vec<_>> = parts.iter().map(|(place, _)| self.for_part(st, *place)).collect();
         let Some(links) = links else {
             return Err(Waits::new(command, frame));
         };
@@ -522,12 +544,12 @@ impl Session {
                 number,
                 everywhere: words.is_none(),
             };
-            let command = Command {
+            let mut command = Command {
                 class,
                 script,
-                part: Some(Box::new(part)),
                 ..Command::plain(seq, read)
             };
+            command.aside().part = Some(part);
             self.send(
                 st,
                 link,
@@ -546,7 +568,7 @@ impl Session {
         mut command: Command,
         frame: &[u8],
     ) {
-        if let Some(change) = command.change.take()
+        if let Some(change) = command.take_change()
             && !frame.starts_with(b"-")
         {
             self.apply(st, link, *change, frame);
@@ -556,7 +578,7 @@ impl Session {
             let topology = self.worker.topology.borrow();
             asked + 1 < topology.nodes(link.replica).len()
         };
-        match command.part.as_deref_mut() {
+        match &mut command.aside().part {
             Some(Part::Search(asked)) if is_nil() && more(*asked) => {
                 *asked += 1;
                 let request = Bytes::from_static(b"*1\r\n$9\r\nRANDOMKEY\r\n");
@@ -564,6 +586,12 @@ impl Session {
             }
             Some(Part::Scan { step, .. }) => {
                 let reply = step.reply(frame);
+                self.answer(st, &command, &reply);
+            }
+            // Neither an error nor QUEUED.
+            Some(Part::Instead(local)) if !matches!(frame, [b'-' | b'+', ..]) => {
+                let local = *local;
+                let reply = self.say_itself(st, local, frame);
                 self.answer(st, &command, &reply);
             }
             _ => self.answer(st, &command, frame),

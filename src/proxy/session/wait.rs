@@ -107,7 +107,7 @@ impl Session {
         let multi = st
             .limbo
             .range(from..)
-            .position(|held| held.command.tx == Tx::Multi || held.command.opens);
+            .position(|held| held.command.tx == Tx::Multi || held.command.opens());
         for held in multi.map(|n| st.limbo.split_off(from + n)).unwrap_or_default() {
             self.unhold(st, held.frame.len(), held.since, HoldEnd::Overflow);
             let local = if held.command.tx == Tx::Multi {
@@ -126,7 +126,7 @@ impl Session {
         let mut sent = 0;
         let mut state = self.state.borrow_mut();
         let st = &mut *state;
-        if self.worker.sharded.get() || st.limbo.front().is_some_and(|front| front.command.opens) {
+        if self.worker.sharded.get() || st.limbo.front().is_some_and(|front| front.command.opens()) {
             drop(state);
             return self.advance_sharded();
         }
@@ -310,7 +310,7 @@ impl Session {
                 inside = match held.command.tx {
                     Tx::Multi => true,
                     Tx::Exec | Tx::Discard => false,
-                    _ => inside || held.command.opens,
+                    _ => inside || held.command.opens(),
                 };
                 if !inside {
                     break;

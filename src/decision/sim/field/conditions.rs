@@ -81,7 +81,7 @@ impl Shape {
         };
         Shape {
             shards,
-            traffic: (seed + seed / 10) % 2 == 0,
+            traffic: (seed + seed / 10).is_multiple_of(2),
         }
     }
 }

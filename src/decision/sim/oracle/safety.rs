@@ -151,13 +151,17 @@ impl Oracle {
         for (from, to) in [(active, to), (to, active)] {
             let heard = self.told[to.index()].resubscribed;
             for way in world.ways[from.index()][to.index()].values() {
-                let bad = |way: Way| !matches!(way, Way::Open(_));
-                let least = self.bounds.link_between(world, from, to);
-                if let Some(end) = way.last_stretch(self.at, least, bad)
-                    && self.at < end + grace.max(MS)
-                    && self.woke.unwrap_or_default().max(heard) + least < end
-                {
-                    return wrong(&format!("{from}->{to} was bad"), end);
+                // Lag is seen in every heartbeat; a link that is used to being slow only takes longer to be called down.
+                let between = self.bounds.link_between(world, from, to);
+                let late: fn(Way) -> bool = |way| matches!(way, Way::Late(_));
+                let shut: fn(Way) -> bool = |way| !matches!(way, Way::Open(_));
+                for (bad, least) in [(late, self.bounds.link), (shut, between)] {
+                    if let Some(end) = way.last_stretch(self.at, least, bad)
+                        && self.at < end + grace.max(MS)
+                        && self.woke.unwrap_or_default().max(heard) + least < end
+                    {
+                        return wrong(&format!("{from}->{to} was bad"), end);
+                    }
                 }
             }
         }

@@ -1,22 +1,23 @@
-//! What breaks in a life and is mended, and what the engine says of it, held against the truth.
+//! What goes wrong, and how it is mended.
 
-use std::time::Duration;
-
-use super::super::conditions as given;
-use super::super::count::Alarm;
-use super::super::fault::{Fault, Kind, Way};
-use super::{At, End, Life, MS, What, id};
-use crate::decision::event::{Event, Fitness, Health, SwitchReason};
-use crate::decision::sim::world::State;
-use crate::replica::ReplicaId;
+use super::*;
 
 impl Life<'_> {
+    pub(super) fn spike(&mut self, from: u8, to: u8) {
+        let (extra, lasting) = given::spike(&mut self.rng);
+        let distance = &mut self.distances[usize::from(from)][usize::from(to)];
+        distance.spike = extra;
+        distance.spike_until = self.at + lasting;
+        let wait = self.rng.exponential(given::SPIKE_EVERY);
+        self.after(wait, What::Spike { from, to });
+    }
+
     pub(super) fn next_fault(&mut self) {
         let wait = given::QUIET_AT_LEAST + self.rng.exponential(given::QUIET_THEN);
         self.after(wait, What::Break);
     }
 
-    fn way(&self, from: u8, to: u8, cell: usize) -> Option<(Way, bool)> {
+    pub(super) fn way(&self, from: u8, to: u8, cell: usize) -> Option<(Way, bool)> {
         let shards = &self.map.cells[cell].1;
         let way = Way {
             from: id(from),
@@ -65,7 +66,7 @@ impl Life<'_> {
         };
         let ways: Vec<(Way, bool)> = pairs
             .iter()
-            .flat_map(|&(from, to)| cells.iter().filter_map(move |&cell| Some((from, to, cell))))
+            .flat_map(|&(from, to)| cells.iter().map(move |&cell| (from, to, cell)))
             .filter_map(|(from, to, cell)| self.way(from, to, cell))
             .collect();
         let usual = (0..self.nodes.len()).flat_map(|a| (0..self.nodes.len()).map(move |b| (a, b)));
@@ -100,7 +101,7 @@ impl Life<'_> {
         self.after(lasting, What::Mend);
     }
 
-    fn become_state(&mut self, node: u8, state: State) {
+    pub(super) fn become_state(&mut self, node: u8, state: State) {
         let before = std::mem::replace(&mut self.nodes[usize::from(node)].state, state);
         let far = self.node(node).round_trip / 2 + MS;
         if state == State::Dead {
@@ -159,73 +160,5 @@ impl Life<'_> {
         if let Some(fault) = self.fault.as_ref().filter(|fault| fault.end.is_some()) {
             self.tally.close(fault, self.terms.policy.dwell);
         }
-    }
-
-    /// Holds against the truth what the engine says.
-    pub(super) fn judge(&mut self, event: &Event) {
-        if let Some(fault) = &mut self.fault {
-            fault.hear(event, self.at);
-        }
-        let Some(alarm) = alarm(event) else { return };
-        let settle =
-            self.terms.policy.heartbeat_timeout * 4 + self.terms.policy.probe_interval * 4 + MS * 2000;
-        let explained = self.fault.as_ref().is_some_and(|fault| {
-            let over = fault.end.is_some_and(|end| self.at > end + settle);
-            !over && fault.explains(event, self.nodes.len())
-        });
-        if !explained && self.is_held_up(event, settle) {
-            self.tally.held_up(alarm);
-        } else if !explained {
-            let fault = self.fault.as_ref();
-            self.tally.false_alarm(alarm, || {
-                let near = fault.map(|fault| (fault.kind, fault.node, fault.start, fault.end));
-                format!("{:?}: {event:?}; the newest fault: {near:?}", self.at)
-            });
-        }
-    }
-
-    /// The network has held up what goes to or from the replica for longer than the tolerance, or answers for longer than
-    /// they are waited for: then it does lag, or does not answer.
-    fn is_held_up(&self, event: &Event, settle: Duration) -> bool {
-        let lately = |at: Option<At>| at.is_some_and(|at| self.at < at + settle);
-        let overrun = |replica: &ReplicaId| lately(self.nodes[replica.index()].overrun);
-        match event {
-            Event::Fitness {
-                replica,
-                to: Fitness::Lagging,
-                ..
-            } => {
-                let i = replica.index();
-                let others = 0..self.nodes.len();
-                others
-                    .flat_map(|other| [self.distances[i][other].over, self.distances[other][i].over])
-                    .any(lately)
-            }
-            Event::Health { replica, .. } | Event::Fitness { replica, .. } => overrun(replica),
-            Event::Fault { fault, .. } => overrun(&fault.replica()),
-            Event::Switched(switched) => switched.from.as_ref().is_some_and(overrun),
-            _ => false,
-        }
-    }
-}
-
-/// What `event` warns of, if it does.
-fn alarm(event: &Event) -> Option<Alarm> {
-    match event {
-        Event::Health { to: Health::Down, .. } => Some(Alarm::Down),
-        Event::Health {
-            to: Health::Suspect, ..
-        } => Some(Alarm::Suspect),
-        Event::Link { up: false, .. } => Some(Alarm::Link),
-        Event::Fault { on: true, .. } => Some(Alarm::Named),
-        Event::Fitness {
-            to: Fitness::Lagging | Fitness::Isolated | Fitness::Stale,
-            ..
-        } => Some(Alarm::Unfit),
-        Event::Switched(switched) => {
-            (!matches!(switched.reason, SwitchReason::Startup | SwitchReason::Failback))
-                .then_some(Alarm::Switch)
-        }
-        _ => None,
     }
 }
