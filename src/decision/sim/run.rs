@@ -102,10 +102,21 @@ impl Happening {
     }
 }
 
+/// What becomes of the transcript. A world is the same whatever becomes of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Transcript {
+    /// It is not written: that costs most of the time.
+    None,
+    /// Its end is kept for a failure's story.
+    Kept,
+    /// It goes to stderr.
+    Loud,
+}
+
 /// What a run leaves behind.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Outcome {
-    /// Of the whole transcript.
+    /// Of the whole transcript, when there is one.
     pub(super) fingerprint: u64,
     /// How often each thing worth reaching was reached.
     pub(super) reached: BTreeMap<&'static str, u64>,
@@ -146,7 +157,7 @@ pub(super) struct Sim {
     calls: u64,
     fingerprint: u64,
     tail: VecDeque<String>,
-    loud: bool,
+    transcript: Transcript,
     broken: Option<Box<Broken>>,
 }
 
@@ -184,9 +195,9 @@ impl Sim {
         steps: u64,
         base: Instant,
         sabotage: Option<Sabotage>,
-        loud: bool,
+        transcript: Transcript,
     ) -> Result<Outcome, Box<Broken>> {
-        let mut sim = Sim::new(seed, base, sabotage, loud);
+        let mut sim = Sim::new(seed, base, sabotage, transcript);
         let lived = catch_unwind(AssertUnwindSafe(|| sim.live(steps)));
         if let Err(panic) = lived {
             let words = panic.downcast_ref::<String>().map(String::as_str);
@@ -207,7 +218,7 @@ impl Sim {
         }
     }
 
-    fn new(seed: u64, base: Instant, sabotage: Option<Sabotage>, loud: bool) -> Sim {
+    fn new(seed: u64, base: Instant, sabotage: Option<Sabotage>, transcript: Transcript) -> Sim {
         let mut rng = Rng::new(seed);
         let setup = Setup::draw(&mut rng);
         let n = setup.members.len();
@@ -240,7 +251,7 @@ impl Sim {
             calls: 0,
             fingerprint: 0xcbf2_9ce4_8422_2325,
             tail: VecDeque::new(),
-            loud,
+            transcript,
             broken: None,
             setup,
         }
@@ -450,8 +461,10 @@ impl Sim {
         }
         match input {
             Some(input) => {
-                let words = format!("IN {}", words(&input));
-                self.note(|| words);
+                if self.transcript != Transcript::None {
+                    let words = format!("IN {}", words(&input));
+                    self.note(|| words);
+                }
                 self.subject.observe(input, now);
             }
             None => self.subject.on_timer(now),
@@ -469,8 +482,10 @@ impl Sim {
 
     fn after_call(&mut self) {
         while let Some(output) = self.subject.poll() {
-            let words = format!("OUT {output:?}");
-            self.note(|| words);
+            if self.transcript != Transcript::None {
+                let words = format!("OUT {output:?}");
+                self.note(|| words);
+            }
             if let Err(broken) = self.oracle.output(&self.setup, &self.world, &output) {
                 self.fail(&broken);
             }
@@ -516,11 +531,14 @@ impl Sim {
 
     /// Adds a line to the transcript.
     pub(super) fn note(&mut self, line: impl FnOnce() -> String) {
+        if self.transcript == Transcript::None {
+            return;
+        }
         let line = format!("{:>12?} {}", self.at, line());
         for byte in line.bytes() {
             self.fingerprint = (self.fingerprint ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
-        if self.loud {
+        if self.transcript == Transcript::Loud {
             eprintln!("{line}");
         }
         if self.tail.len() == TAIL {

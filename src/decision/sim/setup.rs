@@ -42,7 +42,7 @@ impl Setup {
     pub(super) fn draw(rng: &mut Rng) -> Setup {
         let count = rng.pick(&[2, 2, 2, 3, 3, 3, 4, 5]);
         let sharded = rng.chance(250) && count < 4;
-        let rest = rng.chance(300).then_some(ms(300));
+        let rest = rng.chance(500).then_some(ms(300));
         let equal_weights = rng.chance(200);
         let members: Vec<Member> = (0_u8..)
             .take(count)

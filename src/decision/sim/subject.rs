@@ -11,7 +11,8 @@ use super::setup::Setup;
 use crate::decision::damping::Damping;
 use crate::decision::engine::Engine;
 use crate::decision::event::{
-    Event, Health, Input, Output, PassiveEvidence, ProbeFailure, ProbeKind, RestOutcome, SwitchReason,
+    Event, Health, Input, Output, PassiveEvidence, ProbeFailure, ProbeKind, RestOutcome, RouteOrder,
+    SwitchReason,
 };
 use crate::decision::policy::{OnIsolated, OnSlow, Policy};
 use crate::decision::rtt::RoundTrips;
@@ -146,8 +147,8 @@ pub(super) struct Subject {
     /// Numbers of invented heartbeats.
     invented: u64,
     grace: Duration,
-    /// As in the newest route.
-    read: Vec<(ReplicaId, u8)>,
+    /// The newest that does not hold.
+    route: Option<RouteOrder>,
 }
 
 impl Subject {
@@ -185,7 +186,7 @@ impl Subject {
             returned: vec![None; setup.members.len()],
             invented: 1 << 40,
             grace: setup.policy.grace,
-            read: Vec::new(),
+            route: None,
         }
     }
 
@@ -451,12 +452,9 @@ impl Subject {
             match (sabotage, &mut output) {
                 (Sabotage::EpochReused, Output::Route(route)) if route.epoch % 4 == 3 => route.epoch -= 1,
                 (Sabotage::ReadsStay, Output::Route(route)) if !route.holding => {
-                    let stays = self
-                        .read
-                        .iter()
-                        .all(|(to, _)| *to == route.write || route.read.len() == 1);
-                    if stays && self.read.len() == 2 && self.read[1].0 == route.write {
-                        route.read = self.read.clone();
+                    let before = self.route.as_ref().filter(|before| before.write == route.write);
+                    if let Some(before) = before.filter(|_| route.read == [(route.write, 100)]) {
+                        route.read.clone_from(&before.read);
                     }
                 }
                 (Sabotage::ReadsAnywhere, Output::Route(route)) => {
@@ -511,7 +509,9 @@ impl Subject {
             match &output {
                 Output::Route(route) => {
                     self.epoch = route.epoch;
-                    self.read.clone_from(&route.read);
+                    if !route.holding {
+                        self.route = Some(route.clone());
+                    }
                 }
                 Output::PublishFence { id, .. } => self.fence = *id,
                 _ => {}

@@ -288,7 +288,9 @@ impl Oracle {
             let both =
                 whole && known(to) && all().all(|other| other == to || open(to, other) && steady(other));
             let weight = |id: ReplicaId| setup.members[id.index()].weight;
-            if both && weight(rival) > weight(to) && switched.reason != SwitchReason::Failback {
+            // One that its cluster calls unavailable comes after its equals.
+            let agreed = self.cluster_agrees(setup, rival, true).is_ok();
+            if both && agreed && weight(rival) > weight(to) && switched.reason != SwitchReason::Failback {
                 return Err(format!("P6 preference: {to} was chosen, {rival} weighs more"));
             }
         }
