@@ -111,7 +111,7 @@ fn no_fault_is_missed_and_nothing_is_called_without_one() {
         let tally = run(profile, hours);
         let table = tally.table(profile);
         eprintln!("{table}\n{} calls", tally.calls);
-        for example in &tally.examples {
+        for example in tally.stories.iter().chain(&tally.examples) {
             eprintln!("{profile} {example}");
         }
         if renew {
