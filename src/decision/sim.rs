@@ -19,6 +19,8 @@
 //! That it bites is a test too: [`subject::Sabotage`] breaks the engine at its seam in every way that a promise forbids,
 //! and says which property has to catch it; `every_sabotage_is_caught` prints where each was caught.
 //!
+//! How often the engine is wrong on ordinary days, and how long it takes to be right, is counted in [`field`].
+//!
 //! What the worlds leave out: shards are probed by PING as one, nothing is heard twice or out of order (the monitor
 //! drops that, and `decision::tests` shows that the engine would too), and two probes of one replica are not lost
 //! within four probe time-outs while it is well, since nobody could tell that from a fault.

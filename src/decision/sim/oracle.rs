@@ -1,8 +1,9 @@
 //! The oracle: the promises, checked against the truth after every call.
 //!
 //! It shares no code with the engine and keeps its own books: what was delivered and when, what moves are under way,
-//! when the sidecar stalled. This file keeps them; `safety` and `liveness` judge. Safety properties are named after the promises of the design (P5 … P10), liveness
-//! properties L1 … L4. Where the truth cannot be known yet, it waits for a bound computed from the policy.
+//! when the sidecar stalled. This file keeps them; `safety`, `reads`, `alarms` and `liveness` judge. Safety properties are
+//! named after the promises of the design (P5 … P10), liveness properties L1 … L4. Where the truth cannot be known yet, it
+//! waits for a bound computed from the policy.
 
 mod alarms;
 mod liveness;
