@@ -64,6 +64,13 @@ bench: parts .venv/bench ## Beside HAProxy, twemproxy and no proxy: CPU, through
 	cargo build --locked --release --package pulsegate
 	.venv/bin/python benches/compare/compare.py --pulsegate $${CARGO_TARGET_DIR:-target}/release/pulsegate --plot benches/comparison.svg
 
+HOURS ?= 10000
+.PHONY: sim-hours
+sim-hours: ## Ten thousand simulated hours of each profile (HOURS=n), with nothing but the spare time of the machine; writes docs/detection.md
+	RENEW_DETECTION_DOCS=1 PULSEGATE_SIM_HOURS=$(HOURS) nice -n 19 cargo test --locked --package pulsegate --lib \
+	  --config profile.dev.package.pulsegate.opt-level=3 --config profile.dev.package.pulsegate.debug-assertions=false \
+	  -- --nocapture --test-threads 1 decision::sim::field
+
 .PHONY: microbench
 microbench: parts ## What a frame, a reply's turn and a queued command cost, one by one
 	cargo bench --locked --package pulsegate

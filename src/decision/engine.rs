@@ -290,6 +290,8 @@ impl Engine {
                 kind,
                 outcome,
             } => {
+                let own = |rtt: &Duration| !self.clock.own_part(*rtt).is_zero();
+                let tilt = tilt || outcome.as_ref().is_ok_and(own);
                 let state = self.replicas.get_mut(replica.index())?;
                 let shard = usize::from(shard.0);
                 match kind {

@@ -52,6 +52,8 @@ pub(super) struct Evidence {
     refusals: VecDeque<(Moment, PassiveEvidence)>,
     /// Of PINGs and writes.
     pub(super) round_trips: RoundTrips,
+    /// The longest of other shards since the first one's newest.
+    others_round_trip: Duration,
     /// Some of its shards do not answer, or do not hear themselves.
     pub(super) failing_partly: Partly,
     /// Some of its shards refuse writes.
@@ -141,6 +143,7 @@ impl Evidence {
             soft: VecDeque::new(),
             refusals: VecDeque::new(),
             round_trips: RoundTrips::default(),
+            others_round_trip: Duration::ZERO,
             failing_partly: Partly::default(),
             refusing_partly: Partly::default(),
             slow: false,
@@ -170,6 +173,14 @@ impl Evidence {
     /// go over connections of their own, so that one that is stuck is no dead replica.)
     pub(super) fn live(&self) -> Option<Moment> {
         self.answered.max(self.alive)
+    }
+
+    /// However many shards there are, each round of probes counts once: by its slowest.
+    fn round_trip(&mut self, shard: usize, rtt: Duration) {
+        self.others_round_trip = self.others_round_trip.max(rtt);
+        if shard == 0 {
+            self.round_trips.take(std::mem::take(&mut self.others_round_trip));
+        }
     }
 
     fn well(&mut self, now: Moment) {
@@ -218,7 +229,7 @@ impl Evidence {
                 ping.forget_rejections();
                 ping.refused = 0;
                 if !tilt {
-                    self.round_trips.take(*rtt);
+                    self.round_trip(shard, *rtt);
                 }
                 self.well(now);
             }
@@ -257,9 +268,6 @@ impl Evidence {
         writes.ended = Some(now);
         match outcome {
             Ok(rtt) => {
-                if !tilt {
-                    self.round_trips.take(*rtt);
-                }
                 writes.ok = Some(now);
                 writes.failures = 0;
                 writes.oks = writes.oks.saturating_add(1);
@@ -269,6 +277,9 @@ impl Evidence {
                 let endpoint = self.endpoint(shard);
                 endpoint.refused = 0;
                 endpoint.forget_rejections();
+                if !tilt {
+                    self.round_trip(shard, *rtt);
+                }
                 self.well(now);
             }
             Err(ProbeFailure::Timeout) if tilt => {}

@@ -40,7 +40,7 @@ pub(super) struct Failback {
     pub(super) proved_since: Option<Moment>,
     trial: Option<Trial>,
     /// How many graces long the next one is.
-    factor: u32,
+    pub(super) factor: u32,
     /// The newest return.
     done: Option<Moment>,
     /// An operator chose the active replica.
@@ -217,14 +217,16 @@ impl Engine {
 
     /// Goes on to the next step when the present one has lasted long enough.
     fn next_step(&mut self, now: Moment) {
-        if self.step_ends().is_none_or(|ends| now.awake < ends) {
+        // The policy may have changed meanwhile.
+        let staged = self.policy.failback == FailbackMode::Staged;
+        if staged && self.step_ends().is_none_or(|ends| now.awake < ends) {
             return;
         }
         let last = self.policy.read_steps.len().saturating_sub(1);
         let Some(trial) = &mut self.failback.trial else {
             return;
         };
-        if trial.step < last {
+        if staged && trial.step < last {
             trial.step += 1;
             trial.since = now;
             self.tell_step("no relapse so far");

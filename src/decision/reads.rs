@@ -33,6 +33,8 @@ impl Engine {
         };
         let elsewhere = match self.failback.read_percent(&self.policy) {
             _ if self.moving.is_some() => None,
+            // It has them all already.
+            Some(_) if self.nearest.to == Some(self.preferred) => Some((self.preferred, 100)),
             Some(percent) => Some((self.preferred, percent)),
             None => self.nearest.to.map(|to| (to, 100)),
         };

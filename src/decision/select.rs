@@ -80,13 +80,16 @@ impl Engine {
     }
 
     /// The best replica for an unforced switch for `reason`: fit and not damped; and in touch with someone, when it is
-    /// isolation that the active is left for.
+    /// isolation that the active is left for, or quick, when it is slowness.
     pub(super) fn best_fit(&self, reason: SwitchReason, now: Moment) -> Option<ReplicaId> {
         self.best(now, |id| {
-            let isolated = self.replicas[id.index()].reading.fitness == Fitness::Isolated;
+            let replica = &self.replicas[id.index()];
+            let isolated = replica.reading.fitness == Fitness::Isolated;
+            let doubtful = replica.evidence.round_trips.is_doubtful();
             self.class(id) == Class::Fit
                 && self.damped(id, now).is_none()
                 && !(isolated && reason == SwitchReason::Isolated)
+                && !(doubtful && reason == SwitchReason::Slow)
         })
     }
 }

@@ -19,6 +19,8 @@
 //! That it bites is a test too: [`subject::Sabotage`] breaks the engine at its seam in every way that a promise forbids,
 //! and says which property has to catch it; `every_sabotage_is_caught` prints where each was caught.
 //!
+//! How often the engine is wrong on ordinary days, and how long it takes to be right, is counted in [`field`].
+//!
 //! What the worlds leave out: shards are probed by PING as one, nothing is heard twice or out of order (the monitor
 //! drops that, and `decision::tests` shows that the engine would too), and two probes of one replica are not lost
 //! within four probe time-outs while it is well, since nobody could tell that from a fault.
@@ -35,10 +37,10 @@ mod world;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use run::{Broken, Sim};
+use run::{Broken, Sim, Transcript};
 use subject::Sabotage;
 
 use super::event::SwitchReason;
@@ -59,6 +61,11 @@ fn base() -> Instant {
     Instant::now()
 }
 
+/// So many at once.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(4))
+}
+
 /// A number from the environment.
 fn number(name: &str) -> Option<u64> {
     let words = std::env::var(name).ok()?;
@@ -72,7 +79,7 @@ fn number(name: &str) -> Option<u64> {
 #[test]
 fn every_world_keeps_the_promises_and_every_rule_is_reached() {
     if let Some(seed) = number("PULSEGATE_SIM_SEED") {
-        match Sim::run(seed, STEPS, base(), None, true) {
+        match Sim::run(seed, STEPS, base(), None, Transcript::Loud) {
             Ok(outcome) => eprintln!("seed {seed}: {outcome:?}"),
             Err(broken) => panic!("{broken}"),
         }
@@ -84,16 +91,15 @@ fn every_world_keeps_the_promises_and_every_rule_is_reached() {
     let total: Mutex<BTreeMap<&'static str, u64>> = Mutex::default();
     let broken: Mutex<Vec<Box<Broken>>> = Mutex::default();
     let (calls, lasted) = (AtomicU64::new(0), AtomicU64::new(0));
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(4));
     std::thread::scope(|scope| {
-        for _ in 0..threads {
+        for _ in 0..threads() {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= first + seeds {
                         break;
                     }
-                    match Sim::run(seed, STEPS, base(), None, false) {
+                    match Sim::run(seed, STEPS, base(), None, Transcript::None) {
                         Ok(outcome) => {
                             let mut total = total.lock().expect("nobody panics with it");
                             for (what, count) in outcome.reached {
@@ -114,8 +120,10 @@ fn every_world_keeps_the_promises_and_every_rule_is_reached() {
         eprintln!("seed {} step {}: {}", broken.seed, broken.step, broken.property);
     }
     if let Some(first) = broken.first() {
+        let story =
+            Sim::run(first.seed, STEPS, base(), None, Transcript::Kept).expect_err("the same world again");
         panic!(
-            "{} of {seeds} worlds broke a promise; the first:\n{first}",
+            "{} of {seeds} worlds broke a promise; the first:\n{story}",
             broken.len()
         );
     }
@@ -130,6 +138,8 @@ fn every_world_keeps_the_promises_and_every_rule_is_reached() {
         "went on without",
         "restart",
         "relapse",
+        "rolled back",
+        "policy",
     ]);
     for what in wanted {
         assert!(total.contains_key(what), "no world reached {what}");
@@ -139,11 +149,12 @@ fn every_world_keeps_the_promises_and_every_rule_is_reached() {
 /// The simulator bites: however the engine is broken by hand, the property that guards against it notices.
 #[test]
 fn every_sabotage_is_caught() {
-    let mut missed = Vec::new();
-    for &sabotage in Sabotage::ALL {
+    let missed: Mutex<Vec<String>> = Mutex::default();
+    let next = AtomicUsize::new(0);
+    let search = |sabotage: Sabotage| {
         let mut others: BTreeMap<String, u64> = BTreeMap::new();
         let caught = (0..SABOTAGED).find_map(|seed| {
-            let broken = Sim::run(seed, STEPS, base(), Some(sabotage), false).err()?;
+            let broken = Sim::run(seed, STEPS, base(), Some(sabotage), Transcript::None).err()?;
             if broken.property.starts_with(sabotage.caught_by()) {
                 return Some(broken);
             }
@@ -156,12 +167,22 @@ fn every_sabotage_is_caught() {
                 "{sabotage:?}: seed {} step {}: {} (before: {others:?})",
                 broken.seed, broken.step, broken.property
             ),
-            None => missed.push(format!(
+            None => missed.lock().expect("nobody panics with it").push(format!(
                 "{sabotage:?} by {} (only {others:?})",
                 sabotage.caught_by()
             )),
         }
-    }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..threads() {
+            scope.spawn(|| {
+                while let Some(&sabotage) = Sabotage::ALL.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    search(sabotage);
+                }
+            });
+        }
+    });
+    let missed = missed.into_inner().expect("every thread ended well");
     assert!(
         missed.is_empty(),
         "not caught within {SABOTAGED} worlds: {missed:#?}"
@@ -170,7 +191,9 @@ fn every_sabotage_is_caught() {
 
 #[test]
 fn the_same_seed_gives_the_same_transcript() {
-    let run = |seed| Sim::run(seed, 1_000, base(), None, false).unwrap_or_else(|broken| panic!("{broken}"));
+    let run = |seed| {
+        Sim::run(seed, 1_000, base(), None, Transcript::Kept).unwrap_or_else(|broken| panic!("{broken}"))
+    };
     for seed in [1, 7, 42] {
         assert_eq!(run(seed), run(seed), "seed {seed}");
     }

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use super::*;
-use crate::replica::{CellId, ReplicaId};
+use crate::replica::{CellId, ReplicaId, ShardId};
 
 mod faults;
 mod lag;
+mod patience;
 mod reads;
 mod rest;
 mod shards;

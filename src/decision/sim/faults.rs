@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::run::{Happening, Sim};
 use super::sidecar::{End, Loop};
-use super::world::{State, Way};
+use super::world::{State, Way, Word};
 use crate::decision::event::{Input, PassiveEvidence, ProbeKind, Request};
 use crate::replica::{CellId, ReplicaId};
 
@@ -58,7 +58,7 @@ impl Sim {
             }
             return;
         }
-        match self.rng.below(41) / 2 {
+        match self.rng.below(49) / 2 {
             0..=6 => self.node_fault(),
             7..=8 => self.link_fault(),
             9..=10 => self.isolate(),
@@ -69,6 +69,10 @@ impl Sim {
             16 => self.blip(),
             17..=18 => self.broken_link(),
             19 => self.relayout(),
+            20 => self.cluster_says_no(),
+            21 => self.error_answers(),
+            22 => self.repolicy(),
+            23 => self.all_slow(),
             _ => self.restart(),
         }
     }
@@ -357,6 +361,41 @@ impl Sim {
                 PassiveEvidence::Rejected,
             ]);
             self.after(MS, Happening::Noise { node, seen });
+        }
+    }
+
+    /// Applications are answered with errors that tell of the replica's state, though its probes find nothing.
+    fn error_answers(&mut self) {
+        let node = self.any_node();
+        self.world.noise[node.index()] = self.at;
+        let seen = self
+            .rng
+            .pick(&[PassiveEvidence::Unready, PassiveEvidence::Unwritable]);
+        for n in 0..self.rng.below(8) {
+            self.after(MS * 20 * n as u32, Happening::Noise { node, seen });
+        }
+    }
+
+    fn cluster_says_no(&mut self) {
+        let node = if self.rng.chance(600) {
+            self.setup.preferred
+        } else {
+            self.any_node()
+        };
+        self.world.rest[node.index()] = self
+            .rng
+            .pick(&[Word::Unavailable, Word::Unavailable, Word::Silence]);
+        let lasting = self.lasting_link();
+        self.after(lasting, Happening::MendRest { node });
+    }
+
+    /// The network or the sidecar's machine is slow, so every replica seems to be.
+    fn all_slow(&mut self) {
+        let lasting = self.setup.policy.heartbeat_timeout * 20;
+        for node in self.setup.ids() {
+            if self.world.state(node) == State::Up {
+                self.become_for(node, State::Slow, lasting);
+            }
         }
     }
 

@@ -23,7 +23,7 @@ use std::time::Duration;
 use count::{Alarm, Tally};
 use life::{Life, Terms};
 
-use super::{base, number};
+use super::{base, number, threads};
 use crate::config::{self, Flags, Sources};
 
 const PROFILES: [&str; 3] = ["fast", "balanced", "patient"];
@@ -66,9 +66,8 @@ fn run(profile: &str, hours: u64) -> Tally {
     let patience =
         number("PULSEGATE_SIM_MINUTES").map_or(Duration::MAX, |minutes| Duration::from_secs(minutes * 60));
     let total: Mutex<Tally> = Mutex::default();
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(4));
     std::thread::scope(|scope| {
-        for _ in 0..threads {
+        for _ in 0..threads() {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
@@ -112,7 +111,7 @@ fn no_fault_is_missed_and_nothing_is_called_without_one() {
         let tally = run(profile, hours);
         let table = tally.table(profile);
         eprintln!("{table}\n{} calls", tally.calls);
-        for example in &tally.examples {
+        for example in tally.stories.iter().chain(&tally.examples) {
             eprintln!("{profile} {example}");
         }
         if renew {

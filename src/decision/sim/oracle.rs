@@ -1,9 +1,11 @@
 //! The oracle: the promises, checked against the truth after every call.
 //!
 //! It shares no code with the engine and keeps its own books: what was delivered and when, what moves are under way,
-//! when the sidecar stalled. This file keeps them; `safety` and `liveness` judge. Safety properties are named after the promises of the design (P5 … P10), liveness
-//! properties L1 … L4. Where the truth cannot be known yet, it waits for a bound computed from the policy.
+//! when the sidecar stalled. This file keeps them; `safety`, `reads`, `alarms` and `liveness` judge. Safety properties are
+//! named after the promises of the design (P5 … P10), liveness properties L1 … L4. Where the truth cannot be known yet, it
+//! waits for a bound computed from the policy.
 
+mod alarms;
 mod liveness;
 mod reads;
 mod safety;
@@ -14,7 +16,8 @@ use std::time::Duration;
 use super::setup::Setup;
 use super::world::{At, State, World};
 use crate::decision::event::{
-    Event, Health, Input, Output, ProbeFailure, ProbeKind, Request, RouteOrder, SwitchReason, Switched,
+    Event, FailbackStep, Health, Input, Output, ProbeFailure, ProbeKind, Request, RestOutcome, RouteOrder,
+    SwitchReason, Switched,
 };
 use crate::replica::{CellId, ReplicaId};
 
@@ -72,9 +75,14 @@ struct Told {
     ping_failed: bool,
     /// A PING or a write was answered.
     answered: Option<At>,
+    /// Probes answered quickly: what the replica is used to is known after some.
+    quick: u32,
     /// Writes refused, with none accepted since.
     refusals: u32,
     resubscribed: At,
+    /// When its cluster last said that it is available, and that it is not.
+    rest_yes: Option<At>,
+    rest_no: Option<At>,
     /// When the engine called it down, having known it; and when that last ended.
     downs: Vec<At>,
     returned: At,
@@ -115,6 +123,14 @@ pub(super) struct Oracle {
     route: Option<RouteOrder>,
     /// Where reads go that do not go with the writes, and since when.
     trial: Option<(ReplicaId, At)>,
+    /// When the share of those reads last grew.
+    step: At,
+    /// Failbacks taken back since the active last changed, and the newest.
+    rollbacks: u32,
+    rolled_back: At,
+    /// The shortest that any policy of this life said.
+    grace: Duration,
+    soak: Duration,
     fence_id: u64,
     moving: Option<Moving>,
     /// The operator's request that this call brings.
@@ -154,6 +170,11 @@ impl Oracle {
             active_heard: false,
             route: None,
             trial: None,
+            step: At::ZERO,
+            rollbacks: 0,
+            rolled_back: At::ZERO,
+            grace: setup.policy.grace,
+            soak: setup.policy.soak,
             fence_id: 0,
             moving: None,
             asking: None,
@@ -188,6 +209,13 @@ impl Oracle {
         self.answered = before.answered;
         self.reached = before.reached;
         self.reach("restart");
+    }
+
+    /// Another policy from now on.
+    pub(super) fn repolicy(&mut self, setup: &Setup) {
+        self.grace = self.grace.min(setup.policy.grace);
+        self.soak = self.soak.min(setup.policy.soak);
+        self.reach("policy");
     }
 
     /// The pin that a restart would find.
@@ -236,6 +264,7 @@ impl Oracle {
                 let told = &mut self.told[replica.index()];
                 told.ping_failed = outcome.is_err();
                 if let Ok(rtt) = outcome {
+                    told.quick += u32::from(*rtt < MS * 10);
                     told.ping_ok = Some(at);
                     told.answered = Some(at);
                     self.active_answered |= active == Some(*replica) && *rtt <= since_wake;
@@ -259,6 +288,14 @@ impl Oracle {
             }
             Some(Input::HeartbeatHeard { from, to, age, .. }) if from == to => {
                 self.active_heard |= active == Some(*from) && *age <= since_wake;
+            }
+            Some(Input::Rest { replica, outcome }) => {
+                let told = &mut self.told[replica.index()];
+                match outcome {
+                    RestOutcome::Available => told.rest_yes = Some(at),
+                    RestOutcome::Unavailable(_) => told.rest_no = Some(at),
+                    RestOutcome::Unknown(_) => {}
+                }
             }
             Some(Input::Subscribed { replica }) => self.told[replica.index()].resubscribed = at,
             Some(Input::Drained { epoch }) => {
@@ -386,7 +423,8 @@ impl Oracle {
         self.trial = match (elsewhere, self.trial) {
             (Some((to, _)), Some((same, since))) if *to == same => Some((same, since)),
             (Some((to, _)), _) => {
-                *self.reached.entry("reads elsewhere").or_default() += 1;
+                self.reach("reads elsewhere");
+                self.step = self.at;
                 Some((*to, self.at))
             }
             // A move holds everything; its end is what counts.
@@ -425,7 +463,21 @@ impl Oracle {
     }
 
     fn on_event(&mut self, setup: &Setup, world: &World, event: &Event) -> Verdict {
+        self.accounted_for(setup, world, event)?;
         match event {
+            Event::Failback { step, what, .. } => {
+                let back = match step {
+                    FailbackStep::RolledBack => !what.ends_with("no longer wanted"),
+                    FailbackStep::CalledOff => true,
+                    _ => false,
+                };
+                if back {
+                    self.rollbacks += 1;
+                    self.rolled_back = self.at;
+                    self.reach("rolled back");
+                }
+                Ok(())
+            }
             Event::Health {
                 replica, from, to, ..
             } => {
@@ -463,6 +515,7 @@ impl Oracle {
                     Some((_, Request::Failback)) if asked => {
                         self.suspended = false;
                         self.fit_to_return(setup, world, *to)
+                            .and_then(|()| self.cluster_agrees(setup, *to, true))
                     }
                     _ if asked => Ok(()),
                     _ if self.suspended => {
@@ -547,7 +600,9 @@ impl Oracle {
             SwitchReason::Operator => switched.to != setup.preferred,
             _ => false,
         };
+        self.rollbacks = 0;
         if reason == SwitchReason::Failback {
+            self.cluster_agrees(setup, switched.to, true)?;
             self.failed_back = Some(self.at);
         } else if automatic && switched.from == Some(setup.preferred) {
             let soon = self

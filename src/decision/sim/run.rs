@@ -11,7 +11,7 @@ use super::rng::Rng;
 use super::setup::Setup;
 use super::sidecar::{End, Loop, Probing};
 use super::subject::{Sabotage, Subject};
-use super::world::{At, Message, State, World};
+use super::world::{At, Message, State, Word, World};
 use crate::decision::event::{Event, Input, Output, PassiveEvidence, Request, SwitchReason};
 use crate::decision::policy::FailbackMode;
 use crate::replica::{CellId, ReplicaId};
@@ -62,6 +62,10 @@ pub(super) enum Happening {
     Resubscribe {
         node: ReplicaId,
     },
+    AskRest {
+        node: ReplicaId,
+        every: Duration,
+    },
     Operate,
     // The world's.
     Fault,
@@ -79,6 +83,9 @@ pub(super) enum Happening {
         lasting: Duration,
     },
     FallOfActive,
+    MendRest {
+        node: ReplicaId,
+    },
 }
 
 impl Happening {
@@ -90,14 +97,26 @@ impl Happening {
                 | Happening::MendWay { .. }
                 | Happening::Fall { .. }
                 | Happening::FallOfActive
+                | Happening::MendRest { .. }
         )
     }
+}
+
+/// What becomes of the transcript. A world is the same whatever becomes of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Transcript {
+    /// It is not written: that costs most of the time.
+    None,
+    /// Its end is kept for a failure's story.
+    Kept,
+    /// It goes to stderr.
+    Loud,
 }
 
 /// What a run leaves behind.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Outcome {
-    /// Of the whole transcript.
+    /// Of the whole transcript, when there is one.
     pub(super) fingerprint: u64,
     /// How often each thing worth reaching was reached.
     pub(super) reached: BTreeMap<&'static str, u64>,
@@ -138,7 +157,7 @@ pub(super) struct Sim {
     calls: u64,
     fingerprint: u64,
     tail: VecDeque<String>,
-    loud: bool,
+    transcript: Transcript,
     broken: Option<Box<Broken>>,
 }
 
@@ -176,9 +195,9 @@ impl Sim {
         steps: u64,
         base: Instant,
         sabotage: Option<Sabotage>,
-        loud: bool,
+        transcript: Transcript,
     ) -> Result<Outcome, Box<Broken>> {
-        let mut sim = Sim::new(seed, base, sabotage, loud);
+        let mut sim = Sim::new(seed, base, sabotage, transcript);
         let lived = catch_unwind(AssertUnwindSafe(|| sim.live(steps)));
         if let Err(panic) = lived {
             let words = panic.downcast_ref::<String>().map(String::as_str);
@@ -199,7 +218,7 @@ impl Sim {
         }
     }
 
-    fn new(seed: u64, base: Instant, sabotage: Option<Sabotage>, loud: bool) -> Sim {
+    fn new(seed: u64, base: Instant, sabotage: Option<Sabotage>, transcript: Transcript) -> Sim {
         let mut rng = Rng::new(seed);
         let setup = Setup::draw(&mut rng);
         let n = setup.members.len();
@@ -232,7 +251,7 @@ impl Sim {
             calls: 0,
             fingerprint: 0xcbf2_9ce4_8422_2325,
             tail: VecDeque::new(),
-            loud,
+            transcript,
             broken: None,
             setup,
         }
@@ -281,6 +300,7 @@ impl Sim {
             .retain(|_, happening| !happening.of_the_world() && !matches!(happening, Happening::Operate));
         for node in self.setup.ids() {
             self.become_state(node, State::Up);
+            self.world.rest[node.index()] = Word::Available;
             for to in self.setup.ids().filter(|&to| to != node) {
                 for cell in self.setup.cell_ids() {
                     self.mend_way(node, to, cell);
@@ -380,6 +400,8 @@ impl Sim {
             Happening::Noise { node, seen } => self.input(Input::Passive { replica: node, seen }),
             Happening::Drained { epoch } => self.input(Input::Drained { epoch }),
             Happening::Resubscribe { node } => self.resubscribe(node),
+            Happening::AskRest { node, every } => self.ask_rest(node, every),
+            Happening::MendRest { node } => self.world.rest[node.index()] = Word::Available,
             Happening::Operate => self.operate(),
             Happening::Fault => self.fault(),
             Happening::Mend { node, token } => self.mend(node, token),
@@ -413,6 +435,22 @@ impl Sim {
         self.input(Input::Layout(self.setup.map()));
     }
 
+    /// The configuration is read again.
+    pub(super) fn repolicy(&mut self) {
+        if self.at < self.frozen_until {
+            return;
+        }
+        self.setup.redraw_policy(&mut self.rng);
+        let policy = format!("TRUTH the policy is {:?}", self.setup.policy);
+        self.note(|| policy);
+        self.calls += 1;
+        self.oracle.before_call(self.at, None, &self.setup);
+        self.oracle.repolicy(&self.setup);
+        self.subject
+            .set_policy(self.setup.policy.clone(), self.base + self.at);
+        self.after_call();
+    }
+
     fn call(&mut self, input: Option<Input>) {
         self.calls += 1;
         self.oracle.before_call(self.at, input.as_ref(), &self.setup);
@@ -423,8 +461,10 @@ impl Sim {
         }
         match input {
             Some(input) => {
-                let words = format!("IN {}", words(&input));
-                self.note(|| words);
+                if self.transcript != Transcript::None {
+                    let words = format!("IN {}", words(&input));
+                    self.note(|| words);
+                }
                 self.subject.observe(input, now);
             }
             None => self.subject.on_timer(now),
@@ -442,8 +482,10 @@ impl Sim {
 
     fn after_call(&mut self) {
         while let Some(output) = self.subject.poll() {
-            let words = format!("OUT {output:?}");
-            self.note(|| words);
+            if self.transcript != Transcript::None {
+                let words = format!("OUT {output:?}");
+                self.note(|| words);
+            }
             if let Err(broken) = self.oracle.output(&self.setup, &self.world, &output) {
                 self.fail(&broken);
             }
@@ -489,11 +531,14 @@ impl Sim {
 
     /// Adds a line to the transcript.
     pub(super) fn note(&mut self, line: impl FnOnce() -> String) {
+        if self.transcript == Transcript::None {
+            return;
+        }
         let line = format!("{:>12?} {}", self.at, line());
         for byte in line.bytes() {
             self.fingerprint = (self.fingerprint ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
-        if self.loud {
+        if self.transcript == Transcript::Loud {
             eprintln!("{line}");
         }
         if self.tail.len() == TAIL {

@@ -42,6 +42,7 @@ impl Setup {
     pub(super) fn draw(rng: &mut Rng) -> Setup {
         let count = rng.pick(&[2, 2, 2, 3, 3, 3, 4, 5]);
         let sharded = rng.chance(250) && count < 4;
+        let rest = rng.chance(500).then_some(ms(300));
         let equal_weights = rng.chance(200);
         let members: Vec<Member> = (0_u8..)
             .take(count)
@@ -53,7 +54,7 @@ impl Setup {
                 } else {
                     u32::from(rng.pick(&[10_u8, 20, 30]))
                 },
-                rest: None,
+                rest,
             })
             .collect();
         let shards: Vec<u16> = members
@@ -123,6 +124,20 @@ impl Setup {
         };
         setup.relayout(shards);
         setup
+    }
+
+    /// What may be changed while it runs: other numbers and other wishes. What the evidence is measured by stays.
+    pub(super) fn redraw_policy(&mut self, rng: &mut Rng) {
+        let other = Setup::draw(rng).policy;
+        self.policy = Policy {
+            on_isolated: other.on_isolated,
+            on_slow: other.on_slow,
+            failback: other.failback,
+            grace: other.grace,
+            reads: other.reads,
+            soak: other.soak,
+            ..self.policy.clone()
+        };
     }
 
     /// New layouts; cells that stay keep their ids.

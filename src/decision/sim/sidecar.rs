@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use super::run::{Happening, Sim};
-use super::world::{At, Message, State, Way};
-use crate::decision::event::{Input, PassiveEvidence, ProbeFailure, ProbeKind};
+use super::world::{At, Message, State, Way, Word};
+use crate::decision::event::{Input, PassiveEvidence, ProbeFailure, ProbeKind, RestOutcome};
 use crate::replica::{CellId, ReplicaId, ShardId};
 
 const MS: Duration = Duration::from_millis(1);
@@ -65,6 +65,24 @@ impl Sim {
         }
         self.start_beats(&self.setup.cell_ids());
         self.after(self.setup.policy.heartbeat_interval, Happening::AliveTick);
+        for node in self.setup.ids() {
+            if let Some(every) = self.setup.members[node.index()].rest {
+                let phase = self.rng.between(Duration::ZERO, every);
+                self.after(phase, Happening::AskRest { node, every });
+            }
+        }
+    }
+
+    /// Asks a cluster about its database.
+    pub(super) fn ask_rest(&mut self, replica: ReplicaId, every: Duration) {
+        let node = replica;
+        self.after(every, Happening::AskRest { node, every });
+        let outcome = match self.world.rest[node.index()] {
+            Word::Available => RestOutcome::Available,
+            Word::Unavailable => RestOutcome::Unavailable("503".to_owned()),
+            Word::Silence => RestOutcome::Unknown("no answer".to_owned()),
+        };
+        self.input(Input::Rest { replica, outcome });
     }
 
     pub(super) fn start_probes(&mut self, node: ReplicaId) {

@@ -11,12 +11,13 @@ use super::setup::Setup;
 use crate::decision::damping::Damping;
 use crate::decision::engine::Engine;
 use crate::decision::event::{
-    Event, Health, Input, Output, PassiveEvidence, ProbeFailure, ProbeKind, SwitchReason,
+    Event, Health, Input, Output, PassiveEvidence, ProbeFailure, ProbeKind, RestOutcome, RouteOrder,
+    SwitchReason,
 };
-use crate::decision::failback::Failback;
-use crate::decision::policy::{OnIsolated, Policy};
+use crate::decision::policy::{OnIsolated, OnSlow, Policy};
+use crate::decision::rtt::RoundTrips;
 use crate::decision::snapshot::Snapshot;
-use crate::replica::{CellId, ReplicaId};
+use crate::replica::{CellId, ReplicaId, ShardId};
 
 const FOREVER: Duration = Duration::from_secs(24 * 3600);
 
@@ -41,7 +42,7 @@ sabotages! {
     /// Automatic switches as often as they like.
     NoDwell => "P7 dwell",
     /// A heartbeat from a backlog counts as fresh.
-    LateIsFresh => "P5 link",
+    LateIsFresh => "P8",
     /// The own echo is taken for granted once PUBLISH is accepted.
     EchoAssumed => "P5 echo",
     /// A refused write is taken for an accepted one.
@@ -100,6 +101,34 @@ sabotages! {
     AnswersTwice => "answer",
     /// An operator is not answered when a move is called off.
     RefusalsUnanswered => "answer",
+    /// A failback taken back makes the next one no later.
+    RollbackForgotten => "P7 rollback",
+    /// What a cluster says of its database is not listened to.
+    RestIgnored => "P8 rest",
+    /// The reads go all at once.
+    StepsSkipped => "P8 steps",
+    /// The steps are over as soon as they begin.
+    SoakSkipped => "P8 steps",
+    /// Reads on trial, or on the nearest, stay there whatever it comes to.
+    ReadsStay => "P8 relapse",
+    /// Reads go to whoever is there.
+    ReadsAnywhere => "P8",
+    /// A slow active is left, whatever the policy says.
+    SlowIsLeft => "P5 false alarm: slow",
+    /// The active is called slow though all are.
+    OneOfAllSlow => "P5 slow",
+    /// Error answers to applications are taken for a probe's.
+    ErrorsEvict => "P5",
+    /// A new layout makes all evidence look old.
+    LayoutAlarms => "P5",
+    /// The link that goes the other way is called down.
+    WrongDirection => "P5 link alarm",
+    /// A link may be silent for four times as long as it should.
+    WideWindow => "P5 link:",
+    /// A link is called down for what is lost now and then.
+    NarrowWindow => "P5 link alarm",
+    /// The policy stays as it was.
+    PolicyNotTaken => "P8 reads",
     /// A route is published under the epoch of the one before.
     EpochReused => "epoch",
 }
@@ -118,6 +147,8 @@ pub(super) struct Subject {
     /// Numbers of invented heartbeats.
     invented: u64,
     grace: Duration,
+    /// The newest that does not hold.
+    route: Option<RouteOrder>,
 }
 
 impl Subject {
@@ -140,6 +171,11 @@ impl Subject {
                 member.weight = heaviest - member.weight;
             }
         }
+        match sabotage {
+            Some(Sabotage::WideWindow) => engine.windows.link *= 4,
+            Some(Sabotage::NarrowWindow) => engine.windows.link = setup.policy.heartbeat_interval * 3 / 2,
+            _ => {}
+        }
         Subject {
             engine,
             sabotage,
@@ -150,6 +186,7 @@ impl Subject {
             returned: vec![None; setup.members.len()],
             invented: 1 << 40,
             grace: setup.policy.grace,
+            route: None,
         }
     }
 
@@ -162,12 +199,30 @@ impl Subject {
     pub(super) fn observe(&mut self, input: Input, now: Instant) {
         match self.sabotage {
             Some(sabotage) => {
+                let as_old = sabotage == Sabotage::LayoutAlarms && matches!(input, Input::Layout(_));
+                if as_old {
+                    let policy = self.engine.policy.clone();
+                    let strict = Policy {
+                        heartbeat_timeout: Duration::from_millis(1),
+                        heartbeat_interval: Duration::from_millis(1),
+                        ..policy.clone()
+                    };
+                    self.engine.set_policy(strict, now);
+                    self.engine.set_policy(policy, now);
+                }
                 for input in self.told_instead(sabotage, input, now) {
                     let operator = matches!(input, Input::Operator { .. });
                     self.broken_call(sabotage, operator, now, |engine| engine.observe(input, now));
                 }
             }
             None => self.engine.observe(input, now),
+        }
+    }
+
+    pub(super) fn set_policy(&mut self, policy: Policy, now: Instant) {
+        if self.sabotage != Some(Sabotage::PolicyNotTaken) {
+            self.grace = policy.grace;
+            self.engine.set_policy(broken_policy(policy, self.sabotage), now);
         }
     }
 
@@ -301,6 +356,22 @@ impl Subject {
                     outcome,
                 }]
             }
+            (Sabotage::RestIgnored, Input::Rest { replica, .. }) => vec![Input::Rest {
+                replica,
+                outcome: RestOutcome::Available,
+            }],
+            (
+                Sabotage::ErrorsEvict,
+                Input::Passive {
+                    replica,
+                    seen: PassiveEvidence::Unready,
+                },
+            ) => vec![Input::Probe {
+                replica,
+                shard: ShardId::ONLY,
+                kind: ProbeKind::Ping,
+                outcome: Err(ProbeFailure::Rejected("LOADING".to_owned())),
+            }],
             (Sabotage::EpochNotChecked, Input::Drained { .. }) => vec![Input::Drained { epoch: self.epoch }],
             (Sabotage::OldFenceCounts, Input::FenceHeard { to, cell, .. }) => vec![Input::FenceHeard {
                 id: self.fence,
@@ -336,11 +407,13 @@ impl Subject {
                     state.damping = Damping::default();
                 }
             }
-            Sabotage::RelapseForgotten => {
-                let mut fresh = Failback::default();
-                fresh.proved_since = engine.failback.proved_since;
-                fresh.suspended = engine.failback.suspended;
-                engine.failback = fresh;
+            Sabotage::RelapseForgotten | Sabotage::RollbackForgotten => engine.failback.factor = 1,
+            Sabotage::OneOfAllSlow => {
+                for (id, state) in engine.ids().zip(&mut engine.replicas) {
+                    if engine.active != Some(id) {
+                        state.evidence.round_trips = RoundTrips::default();
+                    }
+                }
             }
             Sabotage::ChoiceUndone => engine.failback.suspended = false,
             Sabotage::PinIgnored if !operator && engine.active.is_some() => engine.pinned = None,
@@ -378,6 +451,37 @@ impl Subject {
             let mut again = None;
             match (sabotage, &mut output) {
                 (Sabotage::EpochReused, Output::Route(route)) if route.epoch % 4 == 3 => route.epoch -= 1,
+                (Sabotage::ReadsStay, Output::Route(route)) if !route.holding => {
+                    let before = self.route.as_ref().filter(|before| before.write == route.write);
+                    if let Some(before) = before.filter(|_| route.read == [(route.write, 100)]) {
+                        route.read.clone_from(&before.read);
+                    }
+                }
+                (Sabotage::ReadsAnywhere, Output::Route(route)) => {
+                    if let Some((to, _)) = self
+                        .engine
+                        .members
+                        .iter()
+                        .map(|m| (m.id, ()))
+                        .find(|(id, ())| *id != route.write)
+                    {
+                        route.read = vec![(to, 100)];
+                    }
+                }
+                (
+                    Sabotage::WrongDirection,
+                    Output::Event(Event::Link {
+                        from,
+                        to,
+                        shard,
+                        to_shard,
+                        up: false,
+                        ..
+                    }),
+                ) => {
+                    std::mem::swap(from, to);
+                    std::mem::swap(shard, to_shard);
+                }
                 (Sabotage::AnswersTwice, Output::Answer { .. }) => again = Some(output.clone()),
                 (Sabotage::RefusalsUnanswered, Output::Answer { result: Err(why), .. })
                     if why.starts_with("called off") =>
@@ -403,7 +507,12 @@ impl Subject {
                 _ => {}
             }
             match &output {
-                Output::Route(route) => self.epoch = route.epoch,
+                Output::Route(route) => {
+                    self.epoch = route.epoch;
+                    if !route.holding {
+                        self.route = Some(route.clone());
+                    }
+                }
                 Output::PublishFence { id, .. } => self.fence = *id,
                 _ => {}
             }
@@ -459,6 +568,9 @@ fn broken_policy(mut policy: Policy, sabotage: Option<Sabotage>) -> Policy {
         Some(Sabotage::LagIgnored) => policy.lag_tolerance = FOREVER,
         Some(Sabotage::LeavesWhenIsolated) => policy.on_isolated = OnIsolated::Leave,
         Some(Sabotage::StaysWhenIsolated) => policy.on_isolated = OnIsolated::Stay,
+        Some(Sabotage::StepsSkipped) => policy.read_steps = vec![100],
+        Some(Sabotage::SoakSkipped) => policy.soak = policy.soak.min(Duration::from_millis(1)),
+        Some(Sabotage::SlowIsLeft) => policy.on_slow = OnSlow::Leave,
         Some(Sabotage::HoldsForever) => policy.fence = policy.fence.max(Duration::from_secs(1)) * 60,
         _ => {}
     }

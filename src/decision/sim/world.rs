@@ -66,6 +66,14 @@ pub(super) enum Way {
     Cut,
 }
 
+/// What the REST API of a replica's cluster says of it: nothing of this world follows from it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Word {
+    Available,
+    Unavailable,
+    Silence,
+}
+
 /// A value with the times at which it changed.
 #[derive(Clone, Debug)]
 pub(super) struct History<T> {
@@ -100,6 +108,18 @@ impl<T: Copy + PartialEq> History<T> {
             since = Some(start);
         }
         since.map(|since| at.saturating_sub(since))
+    }
+
+    /// For how long `is` had held without a break when the value changed at `end`.
+    pub(super) fn held_before(&self, end: At, is: impl Fn(T) -> bool) -> Duration {
+        let mut since = end;
+        for &(start, value) in self.changes.iter().rev().skip_while(|(start, _)| *start >= end) {
+            if !is(value) {
+                break;
+            }
+            since = start;
+        }
+        end.saturating_sub(since)
     }
 
     /// The end of the newest stretch of at least `least` in which `is` held, if there was one; `at` when it still lasts.
@@ -149,6 +169,7 @@ pub(super) struct World {
     /// Counts falls and stops: an answer under way is lost with its generation.
     pub(super) generation: Vec<u32>,
     pub(super) subscribed: Vec<bool>,
+    pub(super) rest: Vec<Word>,
     /// Something small went wrong on a well replica (a lost probe, a broken link): no time to be strict.
     pub(super) noise: Vec<At>,
     /// From, to, cell: where the newest heartbeat got lost, for no reason that lasts.
@@ -165,6 +186,7 @@ impl World {
             nodes: vec![History::new(State::Up); n],
             generation: vec![0; n],
             subscribed: vec![true; n],
+            rest: vec![Word::Available; n],
             noise: vec![At::ZERO; n],
             lost: BTreeSet::new(),
             ways: vec![vec![BTreeMap::new(); n]; n],

@@ -92,6 +92,15 @@ fn a_replica_that_answers_much_later_than_the_active_gets_no_more_reads() {
 }
 
 #[test]
+fn a_policy_without_steps_ends_the_trial_with_the_writes() {
+    let mut world = on_trial();
+    world.engine.set_policy(policy(), world.now);
+    world.pass(BEAT);
+    world.holding_epoch();
+    assert_eq!(steps(&world).last(), Some(&FailbackStep::Writes));
+}
+
+#[test]
 fn a_pin_ends_the_trial() {
     let mut world = on_trial();
     world.ask(1, Request::Pin { replica: B });

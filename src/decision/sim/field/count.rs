@@ -8,6 +8,8 @@ use super::fault::{Fault, Kind};
 
 /// Examples kept of each kind of false alarm.
 const EXAMPLES: usize = 3;
+/// And of all worlds together.
+const EXAMPLES_OF_ALL: usize = 40;
 
 /// What the engine warned of though nothing was wrong there.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -62,6 +64,8 @@ pub(super) struct Tally {
     pub(super) called: BTreeMap<Kind, Called>,
     pub(super) alarms: BTreeMap<Alarm, u64>,
     pub(super) examples: Vec<String>,
+    /// Of each fault that was missed.
+    pub(super) stories: Vec<String>,
 }
 
 fn millis(time: Duration) -> u32 {
@@ -84,7 +88,7 @@ impl Tally {
             }
             None if due => {
                 called.missed += 1;
-                self.examples.push(format!("missed: {fault:?}"));
+                self.stories.push(format!("missed: {fault:?}"));
             }
             None => {}
         }
@@ -93,7 +97,7 @@ impl Tally {
                 Some(at) => called.left.push(millis(at - fault.start)),
                 None if lasted > fault.bound + dwell => {
                     called.not_left += 1;
-                    self.examples.push(format!("not left: {fault:?}"));
+                    self.stories.push(format!("not left: {fault:?}"));
                 }
                 None => {}
             }
@@ -103,7 +107,7 @@ impl Tally {
     pub(super) fn false_alarm(&mut self, alarm: Alarm, story: impl FnOnce() -> String) {
         let count = self.alarms.entry(alarm).or_default();
         *count += 1;
-        if *count <= EXAMPLES as u64 {
+        if *count <= EXAMPLES as u64 && alarm != Alarm::Suspect {
             self.examples.push(format!("{alarm:?}: {}", story()));
         }
     }
@@ -136,12 +140,17 @@ impl Tally {
                 *mine.entry(alarm).or_default() += count;
             }
         }
-        let examples = other
+        let told = other
+            .stories
+            .into_iter()
+            .map(|story| format!("world {seed}, {story}"));
+        self.stories.extend(told);
+        let told = other
             .examples
             .into_iter()
             .map(|story| format!("world {seed}, {story}"));
         self.examples
-            .extend(examples.take(40_usize.saturating_sub(self.examples.len())));
+            .extend(told.take(EXAMPLES_OF_ALL.saturating_sub(self.examples.len())));
     }
 
     pub(super) fn hours(&self) -> f64 {

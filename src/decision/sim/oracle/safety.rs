@@ -13,7 +13,7 @@ use crate::replica::ReplicaId;
 impl Oracle {
     /// P8: an automatic failback has had its whole grace of truth.
     pub(super) fn proved(&self, setup: &Setup, world: &World, to: ReplicaId) -> Verdict {
-        let grace = setup.policy.grace;
+        let grace = self.grace;
         let fail = |what: &str, end: At| {
             Err(format!(
                 "P8 failback: began at {:?}, {what} until {end:?}, grace {grace:?}",
@@ -34,7 +34,7 @@ impl Oracle {
             .is_some_and(|(_, since)| self.woke.is_some_and(|woke| since < woke));
         let steps = u32::try_from(setup.policy.read_steps.len()).unwrap_or(1).max(1);
         let watched = if on_trial {
-            grace.min(setup.policy.soak / steps)
+            grace.min(self.soak / steps)
         } else {
             grace
         };
@@ -49,7 +49,45 @@ impl Oracle {
                 self.at.saturating_sub(self.active_since)
             ));
         }
+        let longer = grace * 2_u32.pow(self.rollbacks.min(3));
+        if self.rollbacks > 0 && at < self.rolled_back + longer {
+            return Err(format!(
+                "P7 rollback: {} in a row, and the next began {:?} later",
+                self.rollbacks,
+                self.at.saturating_sub(self.rolled_back)
+            ));
+        }
+        self.cluster_agrees(setup, to, false)?;
         self.fit_for(setup, world, to, grace)
+    }
+
+    /// P8: nothing returns to a replica that its cluster calls unavailable; by itself, only to one that it has called
+    /// available lately, and not otherwise in the whole grace.
+    pub(super) fn cluster_agrees(&self, setup: &Setup, to: ReplicaId, asked: bool) -> Verdict {
+        let Some(interval) = setup.members[to.index()].rest else {
+            return Ok(());
+        };
+        let told = &self.told[to.index()];
+        let ago = |at: At| self.at.saturating_sub(at);
+        let known_for = interval * 3;
+        let denied = told.rest_no > told.rest_yes && told.rest_no.is_some_and(|no| ago(no) < known_for);
+        if denied {
+            return Err(format!("P8 rest: {to} is called unavailable by its cluster"));
+        }
+        if asked {
+            return Ok(());
+        }
+        let fresh = |at| ago(at).min(self.awake()) < known_for + MS * 5;
+        if !told.rest_yes.is_some_and(fresh) {
+            return Err(format!(
+                "P8 rest: {to} was last called available at {:?}",
+                told.rest_yes
+            ));
+        }
+        if told.rest_no.is_some_and(|no| ago(no) + MS * 3 < self.grace) {
+            return Err(format!("P8 rest: {to} was called unavailable in the grace"));
+        }
+        Ok(())
     }
 
     /// P8: what an operator's failback needs too.
@@ -250,7 +288,9 @@ impl Oracle {
             let both =
                 whole && known(to) && all().all(|other| other == to || open(to, other) && steady(other));
             let weight = |id: ReplicaId| setup.members[id.index()].weight;
-            if both && weight(rival) > weight(to) && switched.reason != SwitchReason::Failback {
+            // One that its cluster calls unavailable comes after its equals.
+            let agreed = self.cluster_agrees(setup, rival, true).is_ok();
+            if both && agreed && weight(rival) > weight(to) && switched.reason != SwitchReason::Failback {
                 return Err(format!("P6 preference: {to} was chosen, {rival} weighs more"));
             }
         }
@@ -287,6 +327,19 @@ impl Oracle {
                     && state.any_since(short, |state| !state.answers())
             }
             SwitchReason::Slow => {
+                let to = switched.to;
+                let as_slow = self.watched(world, to, |state| state == State::Slow);
+                // It was quick before, all the while: what it is used to is known.
+                let probes = |count| setup.policy.probe_interval * count;
+                let watched = self.at.saturating_sub(as_slow).saturating_sub(self.born);
+                let quick =
+                    world.nodes[to.index()].held_before(self.born + watched, |state| state != State::Slow);
+                let known = self.told[to.index()].quick >= 24 && quick >= watched;
+                if as_slow >= probes(7) && known {
+                    return Err(format!(
+                        "P5 slow: left for {to}, which has been slow for {as_slow:?}"
+                    ));
+                }
                 setup.policy.on_slow == OnSlow::Leave && state.any_since(long, |state| state == State::Slow)
             }
             SwitchReason::Silent => deaf,
@@ -409,7 +462,7 @@ impl Oracle {
                 self.pinned, snapshot.pinned
             ));
         }
-        self.reads_served(world)?;
+        self.reads_served(setup, world, snapshot)?;
         if snapshot.active != self.active() {
             return Err(format!("snapshot: {:?} is active", snapshot.active));
         }
@@ -467,7 +520,11 @@ impl Oracle {
                 let heard = self.at.saturating_sub(self.told[link.to.index()].resubscribed);
                 // What comes late and steadily may be what the link is used to.
                 let quiet = way.held(self.at, |way| way == Way::Cut).unwrap_or_default();
-                let quiet = quiet.min(self.awake()).min(calm).min(heard);
+                // What waited in a hung one's sockets arrives when it goes on.
+                let listens = world.nodes[link.to.index()]
+                    .held(self.at, State::delivers)
+                    .unwrap_or_default();
+                let quiet = quiet.min(self.awake()).min(calm).min(heard).min(listens);
                 if quiet >= self.bounds.link_between(world, id, link.to) && link.up {
                     return Err(format!(
                         "P5 link: {id}->{} shard {} delivers nothing fresh for {quiet:?} and is up",

@@ -86,13 +86,16 @@ impl Life<'_> {
         if let Some(state) = kind.state() {
             self.become_state(node, state);
         }
+        // A spike may have made it lag already: then nothing new can be said.
+        let lags = |id: ReplicaId| self.engine.replicas[id.index()].reading.fitness == Fitness::Lagging;
+        let told = kind == Kind::Lagging && (lags(id(node)) || lags(id(peer)));
         self.fault = Some(Fault {
             kind,
             node: id(node),
             ways,
             start: self.at,
             end: None,
-            called: None,
+            called: told.then_some(self.at),
             was_active: self.active == Some(id(node)),
             left: None,
             bound: kind.bound(self.terms.policy, self.terms.answer_timeout, usual),
