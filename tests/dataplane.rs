@@ -10,6 +10,8 @@ mod plane;
 mod reads;
 #[path = "support/redis_server.rs"]
 mod redis_server;
+#[path = "dataplane/refusals.rs"]
+mod refusals;
 #[path = "dataplane/shards.rs"]
 mod shards;
 #[allow(dead_code, reason = "each test binary uses a part of it")]

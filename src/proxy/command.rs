@@ -5,7 +5,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::intent::Change;
-use super::part::{Detour, Part};
+use super::part::{Detour, Part, Refused};
 use super::pipeline::Seq;
 use crate::metrics::Class;
 
@@ -83,6 +83,26 @@ impl Command {
     /// See [`Aside`].
     pub(crate) fn detour(&self) -> Option<Detour> {
         self.aside.as_ref()?.detour
+    }
+
+    /// What the command was to prove the refusal of, if that is its purpose.
+    pub(crate) fn take_refused(&mut self) -> Option<Refused> {
+        match self.aside.as_mut()?.part.take()? {
+            Part::Proof(refused) => Some(*refused),
+            other => {
+                self.aside().part = Some(other);
+                None
+            }
+        }
+    }
+
+    /// It may write, and its error may be its own words, though they are those of a server that did not carry it out.
+    pub(crate) fn words_its_errors(&self) -> bool {
+        let runs = matches!(
+            self.script,
+            Some(ScriptUse::Eval | ScriptUse::EvalSha | ScriptUse::Fcall)
+        );
+        runs && !self.read
     }
 
     /// To be changed.

@@ -33,6 +33,19 @@ pub(crate) enum Part {
     Search(usize),
     /// Pulsegate says this in its place, if the node answers it with success.
     Instead(Local),
+    /// Asks for a refused script's keys, to learn whether it was the node that refused it.
+    Proof(Box<Refused>),
+}
+
+/// A script whose answer is a node's refusal, or says the same of its own accord.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    /// The script.
+    pub command: Command,
+    /// Its bytes.
+    pub frame: Bytes,
+    /// What was answered.
+    pub reply: Bytes,
 }
 
 /// A command that went out in parts.
@@ -68,7 +81,7 @@ impl Joint {
 /// What is sent in the place of a command of which nothing is known to have been applied, whose link was lost.
 pub(crate) fn again(mut command: Command, frame: Bytes) -> Again {
     match command.part() {
-        None | Some(Part::Instead(_)) => Again::This(command, frame),
+        None | Some(Part::Instead(_) | Part::Proof(_)) => Again::This(command, frame),
         Some(Part::Of {
             everywhere: false, ..
         }) => Again::This(command, frame),

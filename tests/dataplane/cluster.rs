@@ -97,35 +97,57 @@ impl Cluster {
         Layout::new(shards)
     }
 
+    /// The node that has a slot.
+    pub(crate) async fn owner(&self, slot: u16) -> usize {
+        let layout = self.layout(0).await;
+        let shard = layout.owner(slot).and_then(|shard| layout.shard(shard));
+        let at = |port| self.nodes.iter().position(|node| Some(node.port) == port);
+        at(shard.and_then(port_of)).expect("the slot is served")
+    }
+
     /// Moves a slot with all its keys, one key at a time, as `redis-cli --cluster reshard` does.
     pub(crate) async fn migrate(&self, slot: u16, from: usize, to: usize) {
-        let slot = slot.to_string();
-        let from_id: String = self.ask(from, &["CLUSTER", "MYID"]).await;
-        let to_id: String = self.ask(to, &["CLUSTER", "MYID"]).await;
-        let _: String = self
-            .ask(to, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id])
-            .await;
-        let _: String = self
-            .ask(from, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id])
-            .await;
-        let port = self.nodes[to].port.to_string();
+        self.begin_move(slot, from, to).await;
+        let number = slot.to_string();
         loop {
-            let keys: Vec<String> = self.ask(from, &["CLUSTER", "GETKEYSINSLOT", &slot, "1"]).await;
+            let keys: Vec<String> = self.ask(from, &["CLUSTER", "GETKEYSINSLOT", &number, "1"]).await;
             let Some(key) = keys.first() else { break };
-            let _: String = self
-                .ask(from, &["MIGRATE", "127.0.0.1", &port, key, "0", "5000"])
-                .await;
+            self.migrate_key(key, from, to).await;
         }
+        self.end_move(slot, from, to).await;
+    }
+
+    /// A slot is on its way from here on.
+    pub(crate) async fn begin_move(&self, slot: u16, from: usize, to: usize) {
+        let slot = slot.to_string();
+        for (at, what, peer) in [(to, "IMPORTING", from), (from, "MIGRATING", to)] {
+            let id: String = self.ask(peer, &["CLUSTER", "MYID"]).await;
+            let _: String = self.ask(at, &["CLUSTER", "SETSLOT", &slot, what, &id]).await;
+        }
+    }
+
+    /// Moves one key of a slot that is on its way.
+    pub(crate) async fn migrate_key(&self, key: &str, from: usize, to: usize) {
+        let port = self.nodes[to].port.to_string();
+        let _: String = self
+            .ask(from, &["MIGRATE", "127.0.0.1", &port, key, "0", "5000"])
+            .await;
+    }
+
+    /// The slot, whose keys have all gone, has arrived.
+    pub(crate) async fn end_move(&self, slot: u16, from: usize, to: usize) {
+        let id: String = self.ask(to, &["CLUSTER", "MYID"]).await;
+        let number = slot.to_string();
         // The old owner's claim may still be under way. One that comes late makes the two point at each other, for good, if
         // nobody says it again.
         let deadline = now() + PATIENCE;
         loop {
             for node in [to, from] {
                 let _: String = self
-                    .ask(node, &["CLUSTER", "SETSLOT", &slot, "NODE", &to_id])
+                    .ask(node, &["CLUSTER", "SETSLOT", &number, "NODE", &id])
                     .await;
             }
-            if self.all_agree(slot.parse().unwrap(), to).await {
+            if self.all_agree(slot, to).await {
                 return;
             }
             assert!(now() < deadline, "the nodes do not agree on slot {slot}");
@@ -139,14 +161,17 @@ impl Cluster {
         for node in 0..self.nodes.len() {
             let layout = self.layout(node).await;
             let says = layout.owner(slot).and_then(|shard| layout.shard(shard));
-            let port = match says.and_then(|shard| shard.node.as_ref()) {
-                Some(Address::Tcp { port, .. }) => Some(*port),
-                _ => None,
-            };
-            if port != owner {
+            if says.and_then(port_of) != owner {
                 return false;
             }
         }
         true
+    }
+}
+
+fn port_of(shard: &Shard) -> Option<u16> {
+    match shard.node {
+        Some(Address::Tcp { port, .. }) => Some(port),
+        _ => None,
     }
 }

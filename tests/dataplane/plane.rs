@@ -209,3 +209,12 @@ impl Plane {
 pub(crate) fn bulk(text: &str) -> String {
     format!("${}\r\n{text}\r\n", text.len())
 }
+
+/// Polls a condition, for as long as anything may take.
+pub(crate) async fn wait_until(what: &str, condition: impl AsyncFn() -> bool) {
+    let deadline = now() + PATIENCE;
+    while !condition().await {
+        assert!(now() < deadline, "{what}: not within {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}

@@ -8,7 +8,7 @@ use std::time::Duration;
 use pulsegate::route::{Feedback, LinkEvidence};
 use rig::Rig;
 
-use crate::plane::{LOCAL, Plane, REMOTE, bulk};
+use crate::plane::{LOCAL, Plane, REMOTE, bulk, wait_until};
 use crate::support::{App, PATIENCE, now, two_regions};
 
 const OLDER: &str = "a session read less than it had written";
@@ -29,15 +29,6 @@ async fn two_that_differ() -> Rig {
 async fn value(rig: &Rig, region: &str, key: &str) -> Option<String> {
     let value = rig.region(region).command(&["GET", key]).await.unwrap();
     redis::from_redis_value(value).unwrap()
-}
-
-/// Polls a condition, for as long as anything may take.
-async fn wait_until(what: &str, condition: impl AsyncFn() -> bool) {
-    let deadline = now() + PATIENCE;
-    while !condition().await {
-        assert!(now() < deadline, "{what}: not within {PATIENCE:?}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -31,7 +31,7 @@ impl Random {
     }
 }
 
-async fn one_replica() -> (Cluster, Plane) {
+pub(crate) async fn one_replica() -> (Cluster, Plane) {
     let cluster = Cluster::start(3).await;
     let layout = cluster.layout(0).await;
     assert_eq!(layout.len(), 3);

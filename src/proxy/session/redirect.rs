@@ -1,20 +1,23 @@
 //! What a session does when a node says that a command's keys are not, or not all, there, or that the cluster does not serve them.
-//! The command was not carried out, so it is sent again, whatever it is.
+//! The command was not carried out, so it is sent again, whatever it is. A script can say the same of its own accord, after it has
+//! written: only when the node refuses its keys in a command that has no words of its own was it the node that spoke.
 
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::{Session, State};
+use super::Session;
+use crate::proxy::classify;
 use crate::proxy::cluster::plan::CROSSSLOT;
 use crate::proxy::cluster::redirect::{Host, is_cluster_down};
 use crate::proxy::cluster::{Redirect, RedirectKind};
 use crate::proxy::command::{Command, Tx};
 use crate::proxy::link::Link;
-use crate::proxy::part::Detour;
+use crate::proxy::part::{Detour, Part, Refused};
 use crate::proxy::topology::Place;
 use crate::replica::Address;
+use crate::resp::{self, routing_keys};
 use crate::route::LinkEvidence;
 
 /// How often one command may be sent elsewhere or put off; with [`PAUSE`] between, about three seconds: nodes
@@ -42,12 +45,19 @@ impl Session {
         reply: &[u8],
     ) -> Option<(Command, Bytes)> {
         let redirect = Redirect::parse(reply);
+        let pinned = !link.is_shared() && self.state.borrow().tx_answered.pins();
+        let mut frame = frame;
+        match command.take_refused() {
+            Some(refused) => (command, frame) = (refused.command, refused.frame),
+            None if command.words_its_errors() && !pinned => {
+                return self.prove(link, command, frame, reply);
+            }
+            None => {}
+        }
         if is_cluster_down(reply) {
             self.worker.ask_layout(link.replica);
             self.worker.report(link.replica, LinkEvidence::Unready);
-            // A transaction is refused by it; and a script may say so of its own accord, and have been carried out.
-            let pinned = !link.is_shared() && self.state.borrow().tx_answered.pins();
-            if pinned || command.script.is_some() {
+            if pinned {
                 return Some((command, Bytes::copy_from_slice(reply)));
             }
         }
@@ -57,12 +67,11 @@ impl Session {
         let asking = redirect.as_ref().is_some_and(|r| r.kind == RedirectKind::Ask);
         if let (Some(redirect), false) = (&redirect, asking) {
             self.worker.ask_layout(link.replica);
-            let mut state = self.state.borrow_mut();
-            if !link.is_shared() && state.tx_answered.pins() {
-                let reply = self.in_transaction(&mut state, link, &command, redirect);
+            if pinned {
+                let reply = self.in_transaction(link, &command, redirect);
                 return Some((command, Bytes::from_static(reply)));
             }
-        } else if !link.is_shared() && self.state.borrow().tx_answered.pins() {
+        } else if pinned {
             let reply = if command.tx == Tx::Exec { ABORTED } else { GONE };
             return Some((command, Bytes::from_static(reply)));
         }
@@ -79,23 +88,56 @@ impl Session {
             times,
         });
         let pause = place.is_none() || times > AT_ONCE;
+        let not_before = pause.then(|| self.worker.now() + PAUSE);
+        self.put_off(link, command, frame, not_before);
+        None
+    }
+
+    /// Asks the node whether it refuses the keys of a script. Gives the script back with its answer if it has none: no node
+    /// refuses that.
+    fn prove(
+        self: &Rc<Self>,
+        link: &Link,
+        command: Command,
+        frame: Bytes,
+        reply: &[u8],
+    ) -> Option<(Command, Bytes)> {
+        let reply = Bytes::copy_from_slice(reply);
+        let (info, _) = classify::look(&frame).unzip();
+        let keys = info.flatten().map(|info| routing_keys(info, &frame));
+        let mut words: Vec<&[u8]> = vec![b"EXISTS"];
+        words.extend(keys.into_iter().flatten().filter_map(|range| frame.get(range)));
+        if words.len() == 1 {
+            return Some((command, reply));
+        }
+        let asks = resp::encode_command(&words).into();
+        let mut proof = Command::plain(command.seq, true);
+        proof.aside().detour = Some(Detour {
+            place: Some(link.place),
+            asking: command.detour().is_some_and(|detour| detour.asking),
+            times: 0,
+        });
+        let refused = Refused {
+            command,
+            frame,
+            reply,
+        };
+        proof.aside().part = Some(Part::Proof(Box::new(refused)));
+        self.put_off(link, proof, asks, None);
+        None
+    }
+
+    /// Lets a command wait until nothing that it could overtake is on its way.
+    fn put_off(self: &Rc<Self>, link: &Link, command: Command, frame: Bytes, not_before: Option<Instant>) {
         let mut state = self.state.borrow_mut();
         let st = &mut *state;
         st.sent.take(link.replica, 1);
         st.settling = true;
-        let not_before = pause.then(|| self.worker.now() + PAUSE);
         self.put_back(st, command, frame, not_before);
-        None
     }
 
     /// Inside a transaction the node that has it answers for a server that has all slots.
-    fn in_transaction(
-        &self,
-        st: &mut State,
-        link: &Link,
-        command: &Command,
-        redirect: &Redirect,
-    ) -> &'static [u8] {
+    fn in_transaction(&self, link: &Link, command: &Command, redirect: &Redirect) -> &'static [u8] {
         if command.tx == Tx::Exec {
             return ABORTED;
         }
@@ -103,7 +145,6 @@ impl Session {
         let router = topology.router(link.replica);
         let owner = router.and_then(|router| router.layout().owner(redirect.slot));
         let was_here = owner.is_some_and(|owner| topology.shard(link.replica, owner) == link.place);
-        debug_assert!(st.tx_answered.pins());
         if was_here { GONE } else { CROSSSLOT }
     }
 

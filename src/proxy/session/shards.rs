@@ -568,6 +568,10 @@ impl Session {
         mut command: Command,
         frame: &[u8],
     ) {
+        if let Some(refused) = command.take_refused() {
+            // The node takes its keys: the script said so itself.
+            return self.answer(st, &refused.command, &refused.reply);
+        }
         if let Some(change) = command.take_change()
             && !frame.starts_with(b"-")
         {
