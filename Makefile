@@ -60,7 +60,7 @@ demo: parts .venv/ok ## Watch plain clients while their replica dies and returns
 	@touch $@
 
 .PHONY: bench
-bench: parts .venv/bench ## Beside HAProxy, twemproxy and no proxy: CPU, throughput, latency, memory; draws benches/comparison.svg
+bench: parts .venv/bench ## Beside HAProxy, twemproxy, Envoy and no proxy: CPU, throughput, latency, memory; draws benches/comparison.svg
 	cargo build --locked --release --package pulsegate
 	.venv/bin/python benches/compare/compare.py --pulsegate $${CARGO_TARGET_DIR:-target}/release/pulsegate --plot benches/comparison.svg
 
