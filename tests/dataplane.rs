@@ -12,6 +12,8 @@ mod reads;
 mod redis_server;
 #[path = "dataplane/refusals.rs"]
 mod refusals;
+#[path = "dataplane/sharded_channels.rs"]
+mod sharded_channels;
 #[path = "dataplane/shards.rs"]
 mod shards;
 #[allow(dead_code, reason = "each test binary uses a part of it")]

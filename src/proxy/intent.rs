@@ -173,10 +173,38 @@ impl Intent {
             .map_or(0, |rare| rare.subscriptions[kind as usize].len())
     }
 
-    /// One of the sharded channels that are subscribed to.
-    pub(crate) fn sharded_channel(&self) -> Option<&Bytes> {
-        let rare = self.rare.as_ref()?;
-        rare.subscriptions[Subscription::Shard as usize].first()
+    /// Whether this very channel is subscribed to.
+    pub(crate) fn is_subscribed_to(&self, kind: Subscription, channel: &[u8]) -> bool {
+        let rare = self.rare.as_ref();
+        rare.is_some_and(|rare| rare.subscriptions[kind as usize].contains(channel))
+    }
+
+    /// The sharded channels that are subscribed to.
+    pub(crate) fn sharded_channels(&self) -> impl Iterator<Item = &Bytes> {
+        let rare = self.rare.iter();
+        rare.flat_map(|rare| &rare.subscriptions[Subscription::Shard as usize])
+    }
+
+    /// The same, but for sharded channels.
+    pub(crate) fn without_shards(&self) -> Intent {
+        let mut intent = self.clone();
+        if let Some(rare) = &mut intent.rare {
+            rare.subscriptions[Subscription::Shard as usize].clear();
+        }
+        intent
+    }
+
+    /// What a connection is told on which only sharded channels are to be heard.
+    pub(crate) fn of_ear(&self) -> Intent {
+        let rare = self.rare.as_ref().map(|rare| Rare {
+            name: rare.name.clone(),
+            info: rare.info.clone(),
+            ..Rare::default()
+        });
+        Intent {
+            identity: self.identity.clone(),
+            rare: rare.map(Box::new),
+        }
     }
 
     /// Any subscription at all.
@@ -199,6 +227,15 @@ impl Intent {
     /// The replica may send to this session without being asked, so it needs a link even while it is idle.
     pub(crate) fn listens(&self) -> bool {
         self.is_subscribed() || self.monitors() || self.tracks()
+    }
+
+    /// The same, where sharded channels are heard apart.
+    pub(crate) fn listens_but_to_shards(&self) -> bool {
+        let others = |rare: &Rare| {
+            let [channels, patterns, _] = &rare.subscriptions;
+            !channels.is_empty() || !patterns.is_empty()
+        };
+        self.rare.as_deref().is_some_and(others) || self.monitors() || self.tracks()
     }
 
     /// Takes part in tracking with REDIRECT, as the one that tracks or as the one that hears: the client id that ties the

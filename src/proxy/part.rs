@@ -33,6 +33,8 @@ pub(crate) enum Part {
     Search(usize),
     /// Pulsegate says this in its place, if the node answers it with success.
     Instead(Local),
+    /// Pulsegate's own SSUBSCRIBE to this channel.
+    Tuned(Bytes),
     /// Asks for a refused script's keys, to learn whether it was the node that refused it.
     Proof(Box<Refused>),
 }
@@ -82,6 +84,8 @@ impl Joint {
 pub(crate) fn again(mut command: Command, frame: Bytes) -> Again {
     match command.part() {
         None | Some(Part::Instead(_) | Part::Proof(_)) => Again::This(command, frame),
+        // The session asks anew by itself.
+        Some(Part::Tuned(_)) => Again::Nothing,
         Some(Part::Of {
             everywhere: false, ..
         }) => Again::This(command, frame),

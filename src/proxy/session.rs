@@ -14,6 +14,7 @@
 //!             its last reply came, and nothing is left on the connection that others must not have
 //! ```
 
+mod ears;
 mod place;
 mod redirect;
 mod replies;
@@ -43,6 +44,8 @@ use super::worker::{Current, Worker};
 use crate::config::UpstreamMode;
 use crate::metrics::{DisconnectReason, HoldEnd, SessionKind};
 use crate::resp::{self, Request};
+use ears::Ear;
+pub(crate) use replies::ends_sharded;
 use sent::Sent;
 use shards::{Seen, Waits};
 
@@ -84,6 +87,8 @@ struct State {
     intent: Intent,
     /// The session's own link, if it has one; else the shared link that it used last.
     link: Option<Rc<Link>>,
+    /// Its links to nodes that tell of sharded channels.
+    ears: Vec<Ear>,
     /// Where its shared links are, as long as its identity stays.
     group: Option<Rc<Group>>,
     /// Commands whose replies have not come: all on its own link, or all on shared ones.
@@ -234,6 +239,7 @@ impl Session {
                 long: 0,
                 intent: Intent::default(),
                 link: None,
+                ears: Vec::new(),
                 group: None,
                 sent: Sent::new(replicas),
                 written: Written::default(),
@@ -620,6 +626,7 @@ impl Session {
         let st = &mut *state;
         st.dead.get_or_insert(DisconnectReason::Error);
         let link = st.link.take();
+        let ears: Vec<Rc<Link>> = st.take_ears().collect();
         st.group = None;
         for held in std::mem::take(&mut st.limbo) {
             if let Some(since) = held.since {
@@ -643,7 +650,7 @@ impl Session {
         self.worker.metrics.sessions[st.kind].add(-1);
         drop(state);
         self.waker.borrow_mut().take();
-        if let Some(link) = condemned {
+        for link in condemned.into_iter().chain(ears) {
             link.condemn(&End::Released);
         }
     }

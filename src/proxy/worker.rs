@@ -189,6 +189,11 @@ impl Worker {
         topology.kind != TopologyKind::Single
     }
 
+    /// Whether requests to that replica are routed to its nodes now.
+    pub(crate) fn is_sharded(&self, replica: ReplicaId) -> bool {
+        self.topology.borrow().router(replica).is_some()
+    }
+
     /// Connects to `place`.
     pub(crate) async fn dial(&self, place: Place) -> Result<Stream, DialError> {
         let dialer = &self.settings.replicas[place.replica.index()].1;
@@ -447,15 +452,16 @@ impl Worker {
             || split.as_ref().is_some_and(|split| split.reads_from(replica))
     }
 
-    /// Takes from sessions the dedicated links that lead elsewhere and have nothing to finish: those that listen or block
+    /// Takes from sessions the dedicated links that lead elsewhere, to another replica or to a node that serves nothing any more, and have nothing to finish: those that listen or block
     /// move on to the active replica.
     fn leave(&self, active: ReplicaId, holding: bool) {
         if holding {
             return;
         }
+        let places = self.places();
         for link in self.upstream.links() {
-            let elsewhere = link.replica != active && link.is_owned() && link.phase() == Phase::Ready;
-            if elsewhere && link.in_flight() == 0 {
+            let elsewhere = link.replica != active || !places.contains(&link.place);
+            if elsewhere && link.is_owned() && link.phase() == Phase::Ready && link.in_flight() == 0 {
                 link.condemn(&End::Abandoned);
             }
         }
@@ -506,7 +512,8 @@ impl Worker {
         }
     }
 
-    fn wait_quietly(&self, session: &Rc<Session>) {
+    /// Lists a session to be looked at with the next sweep.
+    pub(crate) fn wait_quietly(&self, session: &Rc<Session>) {
         if !session.waiting.replace(true) {
             self.waiting.borrow_mut().push(Rc::clone(session));
         }

@@ -147,12 +147,29 @@ impl Cluster {
                     .ask(node, &["CLUSTER", "SETSLOT", &number, "NODE", &id])
                     .await;
             }
-            if self.all_agree(slot, to).await {
+            if self.all_agree(slot, to).await && self.all_know_epochs().await {
                 return;
             }
             assert!(now() < deadline, "the nodes do not agree on slot {slot}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// Whether the nodes have the same view of each other's configuration epochs. Until then the new owner of the next slot may
+    /// begin with one that is not the highest, and the old owner's claim wins after all.
+    async fn all_know_epochs(&self) -> bool {
+        let mut views = Vec::new();
+        for node in 0..self.nodes.len() {
+            let text: String = self.ask(node, &["CLUSTER", "NODES"]).await;
+            let of_line = |line: &str| {
+                let words: Vec<&str> = line.split(' ').collect();
+                (words[0].to_owned(), words[6].to_owned())
+            };
+            let mut view: Vec<_> = text.lines().map(of_line).collect();
+            view.sort();
+            views.push(view);
+        }
+        views.windows(2).all(|pair| pair[0] == pair[1])
     }
 
     /// Whether every node says that the slot is at node `at`.

@@ -9,7 +9,7 @@ use super::{Entry, Link, Phase};
 use crate::metrics::ErrorCode;
 use crate::proxy::command::{Expect, Must};
 use crate::proxy::pipeline::Seq;
-use crate::proxy::session::Session;
+use crate::proxy::session::{Session, ends_sharded};
 use crate::resp::{Reply, ReplyScan, ReplyScanner, error_code};
 use crate::route::LinkEvidence;
 
@@ -124,16 +124,21 @@ impl Link {
     fn is_unasked(&self, kind: u8, frame: &[u8]) -> bool {
         matches!(kind, b'>' | b'*' | b'+')
             && match &*self.owner.borrow() {
-                Some(owner) => owner.is_out_of_band(kind, frame, self.awaits_confirmation()),
+                Some(owner) => owner.is_out_of_band(kind, frame, self.awaits_confirmation(frame)),
                 None => kind == b'>',
             }
     }
 
     /// Whether a subscription command is the next to be answered, the application's or one that is said again.
-    fn awaits_confirmation(&self) -> bool {
+    fn awaits_confirmation(&self, frame: &[u8]) -> bool {
         let inner = self.inner.borrow();
         let next = inner.entries.front().and_then(|entry| entry.special.as_ref());
-        next.is_some_and(|command| matches!(command.expect, Expect::Confirmations(_) | Expect::Own { .. }))
+        next.is_some_and(|command| match command.expect {
+            Expect::Own { .. } => true,
+            // No node is sent an application's SUNSUBSCRIBE: it says by itself that a slot has gone.
+            Expect::Confirmations(_) => !(self.worker.is_sharded(self.replica) && ends_sharded(frame)),
+            _ => false,
+        })
     }
 
     /// Everything that is no plain command's reply.
@@ -143,7 +148,7 @@ impl Link {
             self.trailing.set(trails.saturating_sub(1));
             let owner = self.owner.borrow().clone();
             if let Some(owner) = owner {
-                owner.pass_on(frame);
+                owner.pass_on(self, frame);
             }
             return Ok(());
         }
@@ -200,7 +205,7 @@ impl Link {
             let session = session.clone();
             drop(inner);
             if let Some(session) = session {
-                session.confirmed(frame);
+                session.confirmed(self, frame);
             }
             return Ok(());
         }

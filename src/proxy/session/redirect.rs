@@ -45,7 +45,15 @@ impl Session {
         reply: &[u8],
     ) -> Option<(Command, Bytes)> {
         let redirect = Redirect::parse(reply);
-        let pinned = !link.is_shared() && self.state.borrow().tx_answered.pins();
+        if let Some(Part::Tuned(channel)) = command.part() {
+            self.tuned_elsewhere(link, channel, redirect.as_ref());
+            return None;
+        }
+        let pinned = {
+            let st = self.state.borrow();
+            let own = st.link.as_ref().is_some_and(|own| Rc::ptr_eq(own, link));
+            own && !link.is_shared() && st.tx_answered.pins()
+        };
         let mut frame = frame;
         match command.take_refused() {
             Some(refused) => (command, frame) = (refused.command, refused.frame),
@@ -148,7 +156,7 @@ impl Session {
         if was_here { GONE } else { CROSSSLOT }
     }
 
-    fn place_of(&self, link: &Link, redirect: &Redirect) -> Option<Place> {
+    pub(super) fn place_of(&self, link: &Link, redirect: &Redirect) -> Option<Place> {
         let mut topology = self.worker.topology.borrow_mut();
         let replica = &self.worker.settings.replicas[link.replica.index()].0;
         let port = redirect.port;

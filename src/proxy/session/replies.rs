@@ -51,6 +51,11 @@ impl Session {
         let mut state = self.state.borrow_mut();
         let st = &mut *state;
         st.sent.take(link.replica, 1);
+        let confirmed = match command.change() {
+            Some(Change::Subscribe) => self.confirmed_by_ear(st, link, frame),
+            _ => None,
+        };
+        let frame = confirmed.as_deref().unwrap_or(frame);
         if command.part().is_some() {
             self.part_answered(st, link, command, frame);
             return self.answered(state, link);
@@ -138,8 +143,10 @@ impl Session {
     }
 
     /// One confirmation of several.
-    pub(crate) fn confirmed(self: &Rc<Self>, frame: &[u8]) {
+    pub(crate) fn confirmed(self: &Rc<Self>, link: &Link, frame: &[u8]) {
         let mut state = self.state.borrow_mut();
+        let confirmed = self.confirmed_by_ear(&mut state, link, frame);
+        let frame = confirmed.as_deref().unwrap_or(frame);
         confirm(&mut state.intent, frame);
         // CLIENT REPLY OFF concerns replies; confirmations count as messages.
         self.write(&mut state, frame);
@@ -164,8 +171,11 @@ impl Session {
     }
 
     /// Passes on what answers no command.
-    pub(crate) fn pass_on(self: &Rc<Self>, frame: &[u8]) {
+    pub(crate) fn pass_on(self: &Rc<Self>, link: &Link, frame: &[u8]) {
         let mut state = self.state.borrow_mut();
+        if !self.passes_on(&mut state, link, frame) {
+            return;
+        }
         confirm(&mut state.intent, frame);
         self.write(&mut state, frame);
         drop(state);
@@ -349,6 +359,9 @@ impl Session {
             }
             Change::Reset => {
                 (st.muted, st.skip_next) = (false, false);
+                for ear in st.take_ears() {
+                    self.worker.condemn_later(Some(ear));
+                }
                 st.tainted |= st.intent.may_outlive_reset();
                 forget_queued(st);
             }
@@ -450,6 +463,11 @@ pub(super) fn subscription(word: &[u8]) -> Option<(Subscription, bool)> {
     })
 }
 
+/// Whether a frame says that a sharded channel is not heard any more.
+pub(crate) fn ends_sharded(frame: &[u8]) -> bool {
+    words(frame).next() == Some(b"sunsubscribe")
+}
+
 fn is_confirmation(frame: &[u8]) -> bool {
     words(frame)
         .next()
@@ -470,6 +488,6 @@ fn confirm(intent: &mut Intent, frame: &[u8]) {
 }
 
 /// The texts of an aggregate's elements, up to the first that has none.
-fn words(frame: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn words(frame: &[u8]) -> impl Iterator<Item = &[u8]> {
     resp::reply_elements(frame).map_while(resp::reply_text)
 }

@@ -11,18 +11,17 @@ use bytes::Bytes;
 use super::{Session, State};
 use crate::metrics::HoldEnd;
 use crate::proxy::classify;
-use crate::proxy::cluster::plan::CROSSSLOT;
 use crate::proxy::cluster::{Itself, Joiner, Local, Plan, Slots, Step as ScanStep, slots};
 use crate::proxy::command::{Command, Held, Tx};
-use crate::proxy::intent::{Change, Step, Subscription};
+use crate::proxy::intent::{Change, Step};
 use crate::proxy::link::{End, Frame, Link, Phase};
 use crate::proxy::part::{Joint, Part};
 use crate::proxy::recover::TxState;
 use crate::proxy::topology::Place;
 use crate::proxy::worker::Current;
 use crate::replica::ReplicaId;
+use crate::resp::Request;
 use crate::resp::command::{CommandInfo, Kind};
-use crate::resp::{Request, slot};
 
 const TRACKING: &[u8] =
     b"-ERR client tracking is not available on a sharded replica: a connection hears of one shard only\r\n";
@@ -44,7 +43,7 @@ pub(super) struct Waits<'a> {
 }
 
 impl<'a> Waits<'a> {
-    fn new(command: Command, frame: Frame<'a>) -> Waits<'a> {
+    pub(super) fn new(command: Command, frame: Frame<'a>) -> Waits<'a> {
         Waits {
             command,
             frame,
@@ -66,6 +65,10 @@ enum Way {
     To(Option<Place>),
     /// In parts, each with its place and, unless all have the command's own, its bytes.
     Parts(Vec<(Place, Option<Bytes>)>, Joiner),
+    /// To the ear at this place.
+    Ear(Place),
+    /// To no node: each ear gives up what is its own.
+    Sunsubscribe,
     /// One step of SCAN.
     Scan(Place, ScanStep),
     /// To one place after another; so many were asked before.
@@ -130,6 +133,7 @@ impl Session {
                 }
             }
         }
+        self.tune(st);
         self.emptied(st);
         sent
     }
@@ -137,26 +141,20 @@ impl Session {
     /// Gets a session that is told things unasked a link to be told on.
     fn listen(self: &Rc<Self>, st: &mut State) {
         let route = self.worker.route.get().filter(|route| !route.holding);
-        let wants = st.intent.listens() && st.closing.is_none();
+        let apart = route.is_some_and(|route| self.has_ears_on(route.write));
+        let listens = match apart {
+            true => st.intent.listens_but_to_shards(),
+            false => st.intent.listens(),
+        };
+        let wants = listens && st.closing.is_none();
         if let Some(route) = route
             && wants
             && self.own_link(st).is_none()
             && st.sent.all() == 0
         {
-            let place = self.listens_at(st, route.write);
+            let place = self.at_hand(st, route.write);
             st.link = self.get_own(st, place, Vec::new());
         }
-    }
-
-    /// Where a session is told things unasked: the node of its sharded channels, else any.
-    fn listens_at(self: &Rc<Self>, st: &mut State, replica: ReplicaId) -> Place {
-        let channel = st.intent.sharded_channel().map(|channel| slot(channel));
-        let known = channel.and_then(|slot| {
-            let topology = self.worker.topology.borrow();
-            let owner = topology.router(replica)?.layout().owner(slot)?;
-            Some(topology.shard(replica, owner))
-        });
-        known.unwrap_or_else(|| self.at_hand(st, replica))
     }
 
     /// The session's own link, unless it is gone.
@@ -219,6 +217,14 @@ impl Session {
             }
             Way::To(place) => self.send_to(st, route, (to, place), own, command, frame),
             Way::Parts(parts, joiner) => self.send_parts(st, parts, joiner, command, frame),
+            Way::Ear(place) => self.send_to_ear(st, place, command, frame),
+            Way::Sunsubscribe if st.sent.all() > 0 => Err(Waits::new(command, frame)),
+            Way::Sunsubscribe => {
+                let confirmations = self.sunsubscribe(st, frame.bytes());
+                self.answer(st, &command, &confirmations);
+                self.worker.touch(self);
+                Ok(())
+            }
             Way::Scan(place, step) => {
                 let Some(link) = self.for_part(st, place) else {
                     return Err(Waits::new(command, frame));
@@ -255,16 +261,26 @@ impl Session {
     /// Where a command goes if it goes to the replica `to`.
     fn way(&self, st: &State, to: ReplicaId, command: &Command, frame: &[u8], seen: Option<Seen>) -> Way {
         let detour = command.detour().and_then(|detour| detour.place);
-        if let Some(place) = detour.filter(|place| place.replica == to) {
-            return Way::To(Some(place));
-        }
+        let detour = detour.filter(|place| place.replica == to);
         let topology = self.worker.topology.borrow();
         let Some(router) = topology.router(to) else {
-            return Way::To(Some(Place::endpoint(to)));
+            return Way::To(detour.or(Some(Place::endpoint(to))));
         };
         let Some((info, request)) = seen.or_else(|| classify::look(frame)) else {
-            return Way::To(None);
+            return Way::To(detour);
         };
+        let inside = command.opens() || st.tx_sent == TxState::Open;
+        let kind = info.map(|info| info.kind).filter(|_| !inside);
+        let whole = |place| match kind {
+            Some(Kind::Ssubscribe) => Way::Ear(place),
+            _ => Way::To(Some(place)),
+        };
+        if let Some(place) = detour {
+            return whole(place);
+        }
+        if kind == Some(Kind::Sunsubscribe) {
+            return Way::Sunsubscribe;
+        }
         if matches!(command.change(), Some(Change::Tracking(Some(_)))) {
             return Way::Answer(Bytes::from_static(TRACKING));
         }
@@ -278,7 +294,7 @@ impl Session {
                 .unwrap_or_else(|| topology.shard(to, shard))
         };
         let plan = router.plan(info, frame, &request);
-        if command.opens() || st.tx_sent == TxState::Open {
+        if inside {
             // The server of its first key has the whole transaction, and says what it takes.
             return Way::To(match plan {
                 Plan::One(at) => Some(shard(at)),
@@ -287,19 +303,7 @@ impl Session {
             });
         }
         match plan {
-            Plan::One(at) => {
-                let place = shard(at);
-                let listens = st.intent.subscribed(Subscription::Shard) > 0;
-                let subscribes = info.is_some_and(|info| info.kind == Kind::Ssubscribe);
-                let elsewhere = st
-                    .link
-                    .as_ref()
-                    .is_some_and(|link| !link.is_shared() && link.place != place);
-                if subscribes && listens && elsewhere {
-                    return Way::Answer(Bytes::from_static(CROSSSLOT));
-                }
-                Way::To(Some(place))
-            }
+            Plan::One(at) => whole(shard(at)),
             Plan::Any => Way::To(None),
             Plan::All(join) => {
                 let places = topology.nodes(to).iter();
@@ -415,7 +419,7 @@ impl Session {
         if st.sent.all() > 0 {
             return Err(None);
         }
-        let place = place.unwrap_or_else(|| self.listens_at(st, route.write));
+        let place = place.unwrap_or_else(|| self.at_hand(st, route.write));
         let then = command.opens().then(Step::multi);
         st.link = self.get_own(st, place, then.into_iter().collect());
         st.link.clone().ok_or(None)
@@ -571,6 +575,9 @@ impl Session {
         if let Some(refused) = command.take_refused() {
             // The node takes its keys: the script said so itself.
             return self.answer(st, &refused.command, &refused.reply);
+        }
+        if let Some(Part::Tuned(channel)) = command.part() {
+            return self.tuned(st, link, channel, frame);
         }
         if let Some(change) = command.take_change()
             && !frame.starts_with(b"-")

@@ -251,7 +251,15 @@ impl Session {
     ) -> Option<Rc<Link>> {
         let upstream = &self.worker.upstream;
         let opens = !then.is_empty();
-        let link = upstream.dedicated(&self.worker, place, self, &st.intent, then)?;
+        let apart = self.has_ears_on(place.replica);
+        let intent = apart.then(|| st.intent.without_shards());
+        let link = upstream.dedicated(
+            &self.worker,
+            place,
+            self,
+            intent.as_ref().unwrap_or(&st.intent),
+            then,
+        )?;
         if opens {
             link.opens();
         }
@@ -356,10 +364,7 @@ impl Session {
     /// has none.
     pub(crate) fn lacks_link(&self) -> bool {
         let state = self.state.borrow();
-        state.dead.is_none()
-            && state.closing.is_none()
-            && state.intent.listens()
-            && state.link.as_ref().is_none_or(|link| link.phase() == Phase::Dead)
+        state.dead.is_none() && state.closing.is_none() && self.hears_too_little(&state)
     }
 
     /// A link is gone; `given` are this session's unanswered commands on it, in order.
@@ -367,15 +372,19 @@ impl Session {
         let mut state = self.state.borrow_mut();
         let st = &mut *state;
         let is_current = st.link.as_ref().is_some_and(|current| Rc::ptr_eq(current, link));
-        if !is_current && !link.is_shared() {
+        if !is_current && !link.is_shared() && !st.loses_ear(link) {
             return;
         }
         if is_current {
             st.link = None;
         }
+        // Nothing that the session had on the connection is lost with one beside its own.
+        let apart = st.has_own_link() || !is_current && !link.is_shared();
         st.sent.take(link.replica, given.len() as u32);
-        st.spoiling = false;
-        self.set_kind(st, SessionKind::Shared);
+        if !apart {
+            st.spoiling = false;
+            self.set_kind(st, SessionKind::Shared);
+        }
         if *end == End::Released || st.dead.is_some() {
             return;
         }
@@ -388,7 +397,7 @@ impl Session {
             self.wake();
             return;
         }
-        let mut recovery = Recovery::new(st.tx_answered);
+        let mut recovery = Recovery::new(if apart { TxState::Clear } else { st.tx_answered });
         self.begin_hold(st);
         let mut limbo = std::mem::take(&mut st.limbo);
         for Given { command, frame, sent } in given {
@@ -416,9 +425,28 @@ impl Session {
                 }
             }
         }
-        self.resettle(st, &mut limbo, recovery);
-        // What other links have given back, or could not take, may be older or newer.
-        st.sort_limbo();
+        if apart {
+            st.limbo.append(&mut limbo);
+            st.sort_limbo();
+        } else {
+            self.resettle(st, &mut limbo, recovery);
+            // What other links have given back, or could not take, may be older or newer.
+            st.sort_limbo();
+            self.lose_connection(st, link);
+        }
+        if std::mem::take(&mut st.paused) {
+            self.wake();
+        }
+        let listens = st.intent.listens() && st.closing.is_none();
+        drop(state);
+        if listens {
+            self.worker.wait(self);
+        }
+        self.worker.touch(self);
+    }
+
+    /// What there was on a connection is no more.
+    fn lose_connection(&self, st: &mut State, link: &Link) {
         (st.tx_sent, st.tx_answered) = Default::default();
         st.keyless = None;
         super::replies::forget_queued(st);
@@ -430,15 +458,6 @@ impl Session {
             st.closing.get_or_insert(DisconnectReason::TrackingLost);
             self.wake();
         }
-        if std::mem::take(&mut st.paused) {
-            self.wake();
-        }
-        let listens = st.intent.listens() && st.closing.is_none();
-        drop(state);
-        if listens {
-            self.worker.wait(self);
-        }
-        self.worker.touch(self);
     }
 
     /// Goes over what waits after a transaction or WATCH was lost.
