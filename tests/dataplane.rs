@@ -19,3 +19,5 @@ mod shards;
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 #[path = "e2e/support.rs"]
 mod support;
+#[path = "dataplane/told.rs"]
+mod told;

@@ -194,11 +194,13 @@ impl Intent {
         intent
     }
 
-    /// What a connection is told on which only sharded channels are to be heard.
-    pub(crate) fn of_ear(&self) -> Intent {
+    /// What a connection to one node of several is told, beside the session's own. `everything`: of all keys, too.
+    pub(crate) fn of_ear(&self, everything: bool) -> Intent {
         let rare = self.rare.as_ref().map(|rare| Rare {
             name: rare.name.clone(),
             info: rare.info.clone(),
+            tracking: everything.then(|| rare.tracking.clone()).unwrap_or_default(),
+            monitor: everything && rare.monitor,
             ..Rare::default()
         });
         Intent {
@@ -236,6 +238,11 @@ impl Intent {
             !channels.is_empty() || !patterns.is_empty()
         };
         self.rare.as_deref().is_some_and(others) || self.monitors() || self.tracks()
+    }
+
+    /// It is to be told of the keys of all shards.
+    pub(crate) fn listens_everywhere(&self) -> bool {
+        self.monitors() || self.tracks()
     }
 
     /// Takes part in tracking with REDIRECT, as the one that tracks or as the one that hears: the client id that ties the

@@ -143,6 +143,12 @@ impl Topology {
         &self.replicas[replica.index()].nodes
     }
 
+    /// The places of those.
+    pub(crate) fn places(&self, replica: ReplicaId) -> Vec<Place> {
+        let nodes = self.nodes(replica).iter();
+        nodes.map(|node| Place { replica, node: *node }).collect()
+    }
+
     /// The address of a node; `None`: the replica's own.
     pub(crate) fn address(&self, place: Place) -> Option<Address> {
         let addresses = &self.replicas[place.replica.index()].addresses;

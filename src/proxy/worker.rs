@@ -223,11 +223,7 @@ impl Worker {
     pub(crate) fn places(&self) -> Vec<Place> {
         let topology = self.topology.borrow();
         let replicas = (0_u8..).map(ReplicaId).take(self.settings.replicas.len());
-        let of = |replica| {
-            let nodes = topology.nodes(replica).iter();
-            nodes.map(move |node| Place { replica, node: *node })
-        };
-        replicas.flat_map(of).collect()
+        replicas.flat_map(|replica| topology.places(replica)).collect()
     }
 
     /// A link to `place` failed: what comes next waits a little, and nothing that the replica knew is certain.

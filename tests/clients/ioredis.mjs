@@ -66,12 +66,16 @@ ear.on("message", (channel, message) => heard.push(["message", channel, message]
 ear.on("pmessage", (pattern, channel, message) => heard.push(["pattern", pattern, channel, message]));
 ear.on("smessage", (channel, message) => heard.push(["sharded", channel, message]));
 say("subscribe", [await ear.subscribe("news", "more"), await ear.psubscribe("ne*"), await ear.ssubscribe("sharded")]);
+// Where three shards divide the slots evenly, one is of each.
+for (const channel of ["c", "foo", "hello"]) await ear.ssubscribe(channel);
 await attempt("commands beside a subscription", ear.get("text"));
 const receivers = await client.publish("news", "text");
 say("publish", [has("receivers") ? receivers : typeof receivers, await client.spublish("sharded", "text")]);
-await until("messages", () => heard.length === 3);
+for (const channel of ["c", "foo", "hello"]) await client.spublish(channel, "text");
+await until("messages", () => heard.length === 6);
 say("heard", heard.sort());
 say("unsubscribe", [await ear.unsubscribe("news", "more"), await ear.punsubscribe("ne*"), await ear.sunsubscribe("sharded")]);
+for (const channel of ["c", "foo", "hello"]) await ear.sunsubscribe(channel);
 say("commands after it", await ear.get("text"));
 
 say("blpop at once", await ear.blpop("list", 1));

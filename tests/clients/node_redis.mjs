@@ -65,10 +65,13 @@ const ear = await open();
 const heard = [];
 await ear.subscribe("news", (message, channel) => heard.push(["message", channel, message]));
 await ear.pSubscribe("ne*", (message, channel) => heard.push(["pattern", channel, message]));
-await ear.sSubscribe("sharded", (message, channel) => heard.push(["sharded", channel, message]));
+// Where three shards divide the slots evenly, one of the last three is of each.
+const SHARDED = ["sharded", "c", "foo", "hello"];
+for (const one of SHARDED) await ear.sSubscribe(one, (message, channel) => heard.push(["sharded", channel, message]));
 const receivers = await client.publish("news", "text");
 say("publish", [has("receivers") ? receivers : typeof receivers, await client.sPublish("sharded", "text")]);
-await until("messages", () => heard.length === 3);
+for (const channel of SHARDED.slice(1)) await client.sPublish(channel, "text");
+await until("messages", () => heard.length === 6);
 say("heard", heard.sort());
 await ear.unsubscribe("news");
 await ear.pUnsubscribe();

@@ -221,6 +221,10 @@ async def blocking(r):
     say("after that", await r.get("text"))
 
 
+# Where three shards divide the slots evenly, each has one.
+SHARDED = ["c", "foo", "hello"]
+
+
 async def subscriptions(r, target):
     pubsub = target.pubsub()
     ear = Facade(pubsub)
@@ -243,13 +247,18 @@ async def subscriptions(r, target):
 
     await ear.subscribe("news", "more")
     await ear.psubscribe("ne*")
-    await ear.ssubscribe("sharded")
-    say("subscribed", await heard(4))
+    for channel in SHARDED:
+        await ear.ssubscribe(channel)
+    say("subscribed", sorted(await heard(3 + len(SHARDED)), key=str))
     say("publish", received(await r.publish("news", "text")))
     say("publish", received(await r.publish("more", b"\r\n\0")))
     say("messages", await heard(3))
-    say("publish", await r.spublish("sharded", "text"))
-    say("sharded message", await heard(1))
+    say("publish", [await r.spublish(channel, "text") for channel in SHARDED])
+    say("sharded messages", sorted(await heard(len(SHARDED)), key=str))
+    await ear.sunsubscribe(SHARDED[0])
+    say("unsubscribed", await heard(1))
+    say("publish", [await r.spublish(channel, "more") for channel in SHARDED])
+    say("sharded messages", sorted(await heard(len(SHARDED) - 1), key=str))
     say("numsub", await r.pubsub_numsub("news", "none"))
     say("ping", await ear.ping("hello"))
     say("pong", await heard(1))

@@ -212,15 +212,18 @@ fn aio_clustered(
         let Some(mut pushed) = pushed else { return Ok(()) };
         c.subscribe("shared").await?;
         c.psubscribe("sha?ed").await?;
-        c.ssubscribe("sharded").await?;
+        // Where three shards divide the slots evenly, one is of each.
+        for channel in ["c", "foo", "hello"] {
+            c.ssubscribe(channel).await?;
+        }
         let publish = redis::cmd("PUBLISH").arg("shared").arg("x").to_owned();
-        let spublish = redis::cmd("SPUBLISH").arg("sharded").arg("y").to_owned();
-        for command in [publish, spublish] {
+        let spublish = |channel| redis::cmd("SPUBLISH").arg(channel).arg("y").to_owned();
+        for command in [publish, spublish("c"), spublish("foo"), spublish("hello")] {
             Value::from_redis_value(command.query_async(&mut c).await?)?;
         }
-        // Three confirmations, and three messages.
+        // Five confirmations, and five messages.
         let mut all = Vec::new();
-        for _ in 0..6 {
+        for _ in 0..10 {
             let push = tokio::time::timeout(PATIENCE, pushed.recv()).await;
             let push = push.expect("in time").expect("the connection lives");
             all.push(format!("{:?} {:?}", push.kind, push.data));

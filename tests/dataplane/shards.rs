@@ -265,7 +265,6 @@ async fn what_concerns_all_shards_is_joined_and_what_cannot_be_is_refused() {
     ] {
         assert!(app.ask(words).await.starts_with("-CROSSSLOT"), "{words:?}");
     }
-    assert!(app.ask(&["CLIENT", "TRACKING", "ON"]).await.starts_with("-ERR"));
     // Pulsegate is the cluster.
     let port = plane.addr.port().to_string();
     for words in [["CLUSTER", "SLOTS"], ["CLUSTER", "SHARDS"], ["CLUSTER", "NODES"]] {

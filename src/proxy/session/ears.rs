@@ -1,9 +1,10 @@
-//! Sharded channels of sessions on sharded replicas.
+//! What sessions hear from sharded replicas: sharded channels, keys that changed (CLIENT TRACKING), commands (MONITOR).
 //!
-//! A node tells of the channels of its own slots only. So a session that subscribes to any has links of its own, its *ears*, one
-//! to each node that has some of them, beside the link that it may have for other reasons. What is heard there goes to the
-//! application as from one server: confirmations count the channels of all ears, and what the nodes do among themselves
-//! (a slot that moves takes its subscribers' channels away) is mended and not told.
+//! A node tells of its own slots only. So a session has links of its own, its *ears*, beside the one that it has for other
+//! reasons: one to each node with sharded channels of its, and, if it tracks keys or monitors, to every node where its own link
+//! is not. What is heard there goes to the application as from one server: confirmations count the channels of all ears,
+//! and what the nodes do among themselves (a slot that moves takes its subscribers' channels away) is mended and not told.
+//! The commands of a session that tracks keys go over its ears, as a node tells those that have read a key from it.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -32,6 +33,8 @@ pub(super) struct Ear {
     channels: BTreeSet<Bytes>,
     /// What the link was opened as.
     identity: Identity,
+    /// It was told of tracking and MONITOR.
+    everything: bool,
 }
 
 impl State {
@@ -44,6 +47,12 @@ impl State {
         let before = self.ears.len();
         self.ears.retain(|ear| !std::ptr::eq(&*ear.link, link));
         self.ears.len() < before
+    }
+
+    /// Whether the ear at a place is to hear everything: the session's own link does so where that is.
+    fn hears_everything_at(&self, place: Place) -> bool {
+        let own = self.link.as_ref().filter(|link| !link.is_shared());
+        self.intent.listens_everywhere() && own.is_none_or(|link| link.place != place)
     }
 
     /// The links of the ears, which are none any more.
@@ -71,40 +80,69 @@ impl Session {
             true => {
                 st.intent.listens_but_to_shards() && missing
                     || heard() != st.intent.subscribed(Subscription::Shard)
+                    || self.unheard_places(st).next().is_some()
             }
             false => st.intent.listens() && missing,
         }
     }
 
-    /// Sees to it that every sharded channel is heard where it is said, and that no ear is kept in vain.
+    /// Where an ear is missing that hears everything.
+    fn unheard_places(&self, st: &State) -> impl Iterator<Item = Place> {
+        let everywhere = st.intent.listens_everywhere();
+        let route = self.worker.route.get().filter(|_| everywhere);
+        let places = route.map(|route| self.worker.topology.borrow().places(route.write));
+        let heard = |place: &Place| st.ears.iter().any(|ear| ear.link.place == *place);
+        places
+            .into_iter()
+            .flatten()
+            .filter(move |place| st.hears_everything_at(*place) && !heard(place))
+    }
+
+    /// Sees to it that everything is heard where it is said, and that no ear is kept in vain.
     pub(super) fn tune(self: &Rc<Self>, st: &mut State) {
-        if st.ears.is_empty() && st.intent.subscribed(Subscription::Shard) == 0 {
+        let deaf = st.intent.subscribed(Subscription::Shard) == 0 && !st.intent.listens_everywhere();
+        if deaf && st.ears.is_empty() {
             return;
         }
         let Some(route) = self.worker.route.get().filter(|route| !route.holding) else {
             return;
         };
         let apart = self.has_ears_on(route.write) && st.dead.is_none() && st.closing.is_none();
-        let identity = st.intent.identity.clone();
-        self.keep_ears(st, |ear| apart && ear.identity == identity);
+        self.keep_ears(st, |st, ear| {
+            let everything = st.hears_everything_at(ear.link.place);
+            apart && ear.identity == st.intent.identity && ear.everything == everything
+        });
         if apart && self.hears_too_little(st) {
+            let places: Vec<Place> = self.unheard_places(st).collect();
+            for place in places {
+                self.ear_at(st, place);
+            }
             self.ask_for_all(st, route.write);
         }
         if st.limbo.is_empty() {
-            let unused =
-                |ear: &Ear| ear.channels.is_empty() && ear.link.phase() == Phase::Ready && ear.link.is_idle();
-            self.keep_ears(st, |ear| !unused(ear));
+            self.keep_ears(st, |_, ear| {
+                let in_use = ear.everything || !ear.channels.is_empty();
+                in_use || ear.link.phase() != Phase::Ready || !ear.link.is_idle()
+            });
         }
     }
 
-    fn keep_ears(&self, st: &mut State, keep: impl Fn(&Ear) -> bool) {
-        st.ears.retain(|ear| {
-            let keep = keep(ear);
-            if !keep {
-                self.worker.condemn_later(Some(Rc::clone(&ear.link)));
+    fn keep_ears(&self, st: &mut State, keep: impl Fn(&State, &Ear) -> bool) {
+        let (kept, others): (Vec<Ear>, Vec<Ear>) = std::mem::take(&mut st.ears)
+            .into_iter()
+            .partition(|ear| keep(st, ear));
+        st.ears = kept;
+        for ear in others {
+            if ear.everything {
+                self.forget_cache(st);
             }
-            keep
-        });
+            self.worker.condemn_later(Some(ear.link));
+        }
+    }
+
+    /// A connection that the replica would have told of changed keys is no more.
+    pub(super) fn forget_cache(&self, st: &mut State) {
+        self.put(st, st.intent.invalidation());
     }
 
     /// Asks for every channel that is not heard, where the links are ready.
@@ -188,16 +226,19 @@ impl Session {
     }
 
     /// The link of the ear to a place. `None`: none can be had now.
-    fn ear_at(self: &Rc<Self>, st: &mut State, place: Place) -> Option<Rc<Link>> {
+    pub(super) fn ear_at(self: &Rc<Self>, st: &mut State, place: Place) -> Option<Rc<Link>> {
         if let Some(ear) = st.ears.iter().find(|ear| ear.link.place == place) {
             return Some(Rc::clone(&ear.link));
         }
         let upstream = &self.worker.upstream;
-        let link = upstream.dedicated(&self.worker, place, self, &st.intent.of_ear(), Vec::new())?;
+        let everything = st.hears_everything_at(place);
+        let intent = st.intent.of_ear(everything);
+        let link = upstream.dedicated(&self.worker, place, self, &intent, Vec::new())?;
         st.ears.push(Ear {
             link: Rc::clone(&link),
             channels: BTreeSet::new(),
-            identity: st.intent.identity.clone(),
+            identity: intent.identity,
+            everything,
         });
         Some(link)
     }

@@ -133,7 +133,7 @@ impl Session {
             st.paused = false;
             self.wake();
         }
-        let waits = !st.limbo.is_empty();
+        let waits = !st.limbo.is_empty() || st.intent.listens() && self.hears_too_little(st);
         drop(state);
         self.touch();
         if waits {

@@ -20,11 +20,11 @@ use crate::proxy::recover::TxState;
 use crate::proxy::topology::Place;
 use crate::proxy::worker::Current;
 use crate::replica::ReplicaId;
-use crate::resp::Request;
 use crate::resp::command::{CommandInfo, Kind};
+use crate::resp::{self, Request};
 
 const TRACKING: &[u8] =
-    b"-ERR client tracking is not available on a sharded replica: a connection hears of one shard only\r\n";
+    b"-ERR client tracking with REDIRECT, OPTIN or OPTOUT is not available on a sharded replica: each is a word to one node\r\n";
 
 /// So many commands without keys at the beginning of a transaction are taken along to the node of its first key, each shorter
 /// than so many bytes.
@@ -182,7 +182,7 @@ impl Session {
             return Err(Waits::new(command, frame));
         };
         let own = command.pins || command.opens() || st.tx_sent == TxState::Open;
-        let to = self.destination(st, &route, &command, own);
+        let to = self.destination(st, &route, &command, own || st.intent.tracks());
         match self.dispatch_to(st, &route, to, own, command, frame, seen) {
             // Nobody waits for a replica that only serves reads.
             Err(Waits { command, frame, .. }) if to != route.write => {
@@ -281,7 +281,7 @@ impl Session {
         if kind == Some(Kind::Sunsubscribe) {
             return Way::Sunsubscribe;
         }
-        if matches!(command.change(), Some(Change::Tracking(Some(_)))) {
+        if kind == Some(Kind::ClientCaching) || is_tied_to_one_node(command.change(), frame) {
             return Way::Answer(Bytes::from_static(TRACKING));
         }
         let its_slot = || match slots(info?, frame, &request) {
@@ -412,6 +412,7 @@ impl Session {
                 return Err(None);
             }
             // What it was for is said again on the next.
+            self.forget_cache(st);
             st.link = None;
             self.release(st, link);
         }
@@ -438,6 +439,7 @@ impl Session {
         let next = place.and_then(|place| self.get_own(st, place, then));
         let Some(next) = next else { return Err(None) };
         next.transaction_began();
+        self.forget_cache(st);
         (st.tx_sent, st.tx_answered) = (sent, answered);
         st.link = Some(Rc::clone(&next));
         self.worker.condemn_later(Some(link));
@@ -487,6 +489,9 @@ impl Session {
             }
             (None, _) => self.at_hand(st, to),
         };
+        if st.intent.tracks() {
+            return self.ear_at(st, place).ok_or(None);
+        }
         match &st.link {
             Some(link) if link.place == place && link.is_shared() && link.phase() == Phase::Ready => {
                 Ok(Rc::clone(link))
@@ -523,6 +528,7 @@ impl Session {
         let link = match self.own_link(st) {
             Some(own) if !own.is_idle() => return None,
             Some(own) if own.place == place => own,
+            _ if st.intent.tracks() => self.ear_at(st, place)?,
             _ => self.get_shared(st, place)?,
         };
         link.takes_commands().then_some(link)
@@ -627,4 +633,14 @@ impl Session {
         st.sort_limbo();
         self.worker.wait(self);
     }
+}
+
+/// Whether it is a way of tracking that depends on which connection says what.
+fn is_tied_to_one_node(change: Option<&Change>, frame: &[u8]) -> bool {
+    let tied = |word: &[u8]| {
+        [&b"REDIRECT"[..], b"OPTIN", b"OPTOUT"]
+            .iter()
+            .any(|known| word.eq_ignore_ascii_case(known))
+    };
+    matches!(change, Some(Change::Tracking(Some(_)))) && resp::args(frame).any(tied)
 }

@@ -372,14 +372,15 @@ impl Session {
         let mut state = self.state.borrow_mut();
         let st = &mut *state;
         let is_current = st.link.as_ref().is_some_and(|current| Rc::ptr_eq(current, link));
-        if !is_current && !link.is_shared() && !st.loses_ear(link) {
+        let ear = st.loses_ear(link);
+        if !is_current && !link.is_shared() && !ear {
             return;
         }
         if is_current {
             st.link = None;
         }
         // Nothing that the session had on the connection is lost with one beside its own.
-        let apart = st.has_own_link() || !is_current && !link.is_shared();
+        let apart = ear || st.has_own_link();
         st.sent.take(link.replica, given.len() as u32);
         if !apart {
             st.spoiling = false;
@@ -428,6 +429,9 @@ impl Session {
         if apart {
             st.limbo.append(&mut limbo);
             st.sort_limbo();
+            if ear && link.has_served() {
+                self.forget_cache(st);
+            }
         } else {
             self.resettle(st, &mut limbo, recovery);
             // What other links have given back, or could not take, may be older or newer.
@@ -451,7 +455,7 @@ impl Session {
         st.keyless = None;
         super::replies::forget_queued(st);
         if link.has_served() {
-            self.put(st, st.intent.invalidation());
+            self.forget_cache(st);
         }
         if st.intent.is_redirected() {
             // The honest end of a cache that nobody can keep true any more: the application begins anew.
