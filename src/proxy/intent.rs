@@ -196,12 +196,16 @@ impl Intent {
 
     /// What a connection to one node of several is told, beside the session's own. `everything`: of all keys, too.
     pub(crate) fn of_ear(&self, everything: bool) -> Intent {
-        let rare = self.rare.as_ref().map(|rare| Rare {
-            name: rare.name.clone(),
-            info: rare.info.clone(),
-            tracking: everything.then(|| rare.tracking.clone()).unwrap_or_default(),
-            monitor: everything && rare.monitor,
-            ..Rare::default()
+        let rare = self.rare.as_ref().map(|rare| {
+            let mut heard = Rare {
+                name: rare.name.clone(),
+                info: rare.info.clone(),
+                ..Rare::default()
+            };
+            if everything {
+                (heard.tracking, heard.monitor) = (rare.tracking.clone(), rare.monitor);
+            }
+            heard
         });
         Intent {
             identity: self.identity.clone(),

@@ -81,6 +81,11 @@ impl Kind {
         }
     }
 
+    /// Whether the replica is down for it.
+    pub(super) fn ends_the_replica(self) -> bool {
+        matches!(self, Kind::Killed | Kind::Hung | Kind::Loading | Kind::Mute)
+    }
+
     /// Whether the active replica has to be left for it.
     pub(super) fn moves(self) -> bool {
         self.state().is_some_and(|state| state != State::Slow)
@@ -160,6 +165,14 @@ impl Fault {
                 for (way, called) in &mut self.ways {
                     *called |= (way.from, way.to, way.shard, way.to_shard) == (*from, *to, *shard, *to_shard);
                 }
+            }
+            Event::Health {
+                replica,
+                from: Health::Down,
+                ..
+            } if *replica == self.node && self.called == Some(self.start) => {
+                // What was said before it began is taken back, so it has to be said again.
+                self.called = None;
             }
             _ => {}
         }

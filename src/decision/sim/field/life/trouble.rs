@@ -86,9 +86,13 @@ impl Life<'_> {
         if let Some(state) = kind.state() {
             self.become_state(node, state);
         }
-        // A spike may have made it lag already: then nothing new can be said.
-        let lags = |id: ReplicaId| self.engine.replicas[id.index()].reading.fitness == Fitness::Lagging;
-        let told = kind == Kind::Lagging && (lags(id(node)) || lags(id(peer)));
+        // A spike may have made it lag, or kept its answers for too long, already: then nothing new can be said.
+        let said = |id: ReplicaId| &self.engine.replicas[id.index()];
+        let lags = |id| said(id).reading.fitness == Fitness::Lagging;
+        let told = match kind {
+            Kind::Lagging => lags(id(node)) || lags(id(peer)),
+            _ => kind.ends_the_replica() && said(id(node)).standing.health == Health::Down,
+        };
         self.fault = Some(Fault {
             kind,
             node: id(node),
