@@ -13,8 +13,8 @@ use crate::gate::Gate;
 use crate::resp_server::{DEADLINE, Server};
 use crate::{agree, listening, node, redis_py, redis_rs, said};
 
-/// What no sharded replica has: databases other than 0, tracking and MONITOR of all shards in one connection.
-const OF_ONE_SERVER: [&str; 3] = ["no-databases", "no-caching", "no-monitor"];
+/// What no sharded replica has: databases other than 0.
+const OF_ONE_SERVER: [&str; 1] = ["no-databases"];
 
 struct World {
     runtime: tokio::runtime::Runtime,
@@ -32,9 +32,9 @@ impl World {
         World::new(RigOptions::count(1).cluster([3]), &["no-receivers"])
     }
 
-    /// Three servers behind an endpoint, which has neither users nor requests over several shards.
+    /// Three servers behind an endpoint, which has neither users nor requests over several shards, nor tells of all shards.
     fn front() -> World {
-        let lacks = ["no-users", "no-scan", "no-crossing"];
+        let lacks = ["no-users", "no-scan", "no-crossing", "no-caching", "no-monitor"];
         World::new(RigOptions::count(1).front([3]), &lacks)
     }
 
