@@ -145,13 +145,19 @@ impl Counted {
     }
 }
 
-/// Listeners of every kind, on every shard.
-struct Listeners(Vec<(&'static str, String, App)>);
+/// Listeners of every kind, on every shard; and one that listens on all of them.
+struct Listeners {
+    each: Vec<(&'static str, String, App)>,
+    of_all: App,
+}
 
 impl Listeners {
     async fn start(addr: SocketAddr) -> Listeners {
-        let mut all = Vec::new();
+        let mut each = Vec::new();
+        let mut of_all = App::connect(addr).await;
         for key in KEYS {
+            let confirmed = of_all.ask(&["SSUBSCRIBE", key]).await;
+            assert!(confirmed.contains("ssubscribe"), "{confirmed}");
             for (subscribe, channel, publish) in [
                 ("SUBSCRIBE", key.to_owned(), "PUBLISH"),
                 ("PSUBSCRIBE", format!("{key}*"), "PUBLISH"),
@@ -160,17 +166,20 @@ impl Listeners {
                 let mut app = App::connect(addr).await;
                 let confirmed = app.ask(&[subscribe, &channel]).await;
                 assert!(confirmed.contains(&subscribe.to_lowercase()), "{confirmed}");
-                all.push((publish, key.to_owned(), app));
+                each.push((publish, key.to_owned(), app));
             }
         }
-        Listeners(all)
+        Listeners { each, of_all }
     }
 
     /// All of them hear what is published now, on the connections that they have.
     async fn hear(&mut self, addr: SocketAddr) {
         let mut speaker = App::connect(addr).await;
-        for (publish, channel, app) in &mut self.0 {
+        for (publish, channel, app) in &mut self.each {
             wait_heard(&mut speaker, publish, channel, app).await;
+        }
+        for key in KEYS {
+            wait_heard(&mut speaker, "SPUBLISH", key, &mut self.of_all).await;
         }
     }
 }

@@ -38,7 +38,7 @@ pub(crate) async fn wait_heard(speaker: &mut App, publish: &str, channel: &str, 
     loop {
         speaker.ask(&[publish, channel, "after"]).await;
         let said = listener.try_hear(Duration::from_millis(50)).await;
-        if said.is_ok_and(|said| said.contains("after")) {
+        if said.is_ok_and(|said| said.contains("after") && said.contains(channel)) {
             return;
         }
         assert!(now() < deadline, "{channel}: nothing is heard");
