@@ -204,6 +204,23 @@ fn the_default_fence_fits_into_a_short_hold() {
 }
 
 #[test]
+fn a_grace_that_ends_before_a_broken_link_is_known_is_warned_of() {
+    for (grace, warned) in [("900ms", true), ("1s", false)] {
+        let given = Given::new(&format!(
+            "{REPLICAS}[detection]\nprofile = \"fast\"\n[failback]\ngrace = \"{grace}\""
+        ));
+        let loaded = given.load(&[], Flags::default()).expect("allowed");
+        let warnings: Vec<&str> = loaded.warnings.iter().map(|warning| &warning.text[..]).collect();
+        assert_eq!(warnings.len(), usize::from(warned), "{warnings:?}");
+        assert!(
+            warnings
+                .iter()
+                .all(|text| text.contains("heartbeat_timeout (1s)"))
+        );
+    }
+}
+
+#[test]
 fn credentials_and_tls_reach_the_endpoint() {
     let given = Given::new("");
     let password = given.beside("password", b"s3cret\n");

@@ -186,6 +186,14 @@ fn timing(findings: &mut Findings<'_>) -> (Policy, Upstream) {
         );
         findings.warning("failover.fence", text);
     }
+    let grace = values.duration("failback.grace");
+    if grace < heartbeat_timeout && !values.is_bad("failback.grace") {
+        let text = format!(
+            "shorter than detection.heartbeat_timeout ({}): a link that broke just before may not be known as broken when reads go back",
+            humantime::format_duration(heartbeat_timeout)
+        );
+        findings.warning("failback.grace", text);
+    }
     let policy = Policy {
         heartbeat_interval,
         heartbeat_timeout,
@@ -221,7 +229,7 @@ fn timing(findings: &mut Findings<'_>) -> (Policy, Upstream) {
             "immediate" => FailbackMode::Immediate,
             _ => FailbackMode::Staged,
         },
-        grace: values.duration("failback.grace"),
+        grace,
         read_steps: values.steps("failback.read_steps"),
         soak: values.duration("failback.soak"),
         latency_margin: values.duration("failback.latency_margin"),
