@@ -2,7 +2,7 @@
 //! back.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-#[path = "dataplane/cluster.rs"]
+#[path = "support/cluster.rs"]
 mod cluster;
 #[path = "dataplane/plane.rs"]
 mod plane;

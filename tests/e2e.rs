@@ -7,6 +7,8 @@
 mod authority;
 #[path = "e2e/checker.rs"]
 mod checker;
+#[path = "support/cluster.rs"]
+mod cluster;
 #[path = "e2e/clusters.rs"]
 mod clusters;
 #[path = "e2e/contract.rs"]
@@ -27,10 +29,14 @@ mod limits;
 mod matrix;
 #[path = "e2e/planned.rs"]
 mod planned;
+#[path = "e2e/promoted.rs"]
+mod promoted;
 #[path = "support/python.rs"]
 mod python;
 #[path = "e2e/redis_py.rs"]
 mod redis_py;
+#[path = "support/redis_server.rs"]
+mod redis_server;
 #[path = "e2e/reload.rs"]
 mod reload;
 #[path = "e2e/resources.rs"]

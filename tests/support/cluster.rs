@@ -1,4 +1,5 @@
 //! A replica whose shards are nodes of their own: real servers in cluster mode, and slots that move between them.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -20,17 +21,8 @@ impl Cluster {
         let mut servers = Vec::new();
         let mut buses = Vec::new();
         for _ in 0..nodes {
-            let free = TcpListener::bind("127.0.0.1:0").unwrap();
-            let bus = free.local_addr().unwrap().port().to_string();
-            drop(free);
-            let options = "--cluster-enabled yes --cluster-require-full-coverage no --cluster-node-timeout 2000 \
-                           --cluster-port";
-            let args: Vec<&str> = options
-                .split(' ')
-                .filter(|word| !word.is_empty())
-                .chain([bus.as_str()])
-                .collect();
-            servers.push(Server::start(&args).await);
+            let (server, bus) = Cluster::node().await;
+            servers.push(server);
             buses.push(bus);
         }
         let ranges = Layout::even(nodes as u16);
@@ -47,6 +39,42 @@ impl Cluster {
         let cluster = Cluster { nodes: servers };
         cluster.wait_known(SLOTS).await;
         cluster
+    }
+
+    /// A node that knows no other, and the port of its bus.
+    async fn node() -> (Server, String) {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let bus = free.local_addr().unwrap().port().to_string();
+        drop(free);
+        let options = "--cluster-enabled yes --cluster-require-full-coverage no --cluster-node-timeout 2000 \
+                       --repl-diskless-sync-delay 0 --cluster-port";
+        let args: Vec<&str> = options
+            .split(' ')
+            .filter(|word| !word.is_empty())
+            .chain([bus.as_str()])
+            .collect();
+        (Server::start(&args).await, bus)
+    }
+
+    /// Adds a node that takes the place of `master` when that fails; it has all keys when this returns.
+    pub(crate) async fn add_standby(&mut self, master: usize) {
+        let (server, bus) = Cluster::node().await;
+        let port = server.port.to_string();
+        self.nodes.push(server);
+        let standby = self.nodes.len() - 1;
+        let _: String = self.ask(0, &["CLUSTER", "MEET", "127.0.0.1", &port, &bus]).await;
+        self.wait_known(SLOTS).await;
+        let id: String = self.ask(master, &["CLUSTER", "MYID"]).await;
+        let _: String = self.ask(standby, &["CLUSTER", "REPLICATE", &id]).await;
+        let deadline = now() + PATIENCE;
+        loop {
+            let info: String = self.ask(standby, &["INFO", "replication"]).await;
+            if info.contains("master_link_status:up") && self.all_know_epochs().await {
+                return;
+            }
+            assert!(now() < deadline, "the standby does not follow: {info}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     async fn wait_known(&self, slots: u16) {
