@@ -35,6 +35,10 @@ pub(crate) enum Part {
     Instead(Local),
     /// Pulsegate's own SSUBSCRIBE to this channel.
     Tuned(Bytes),
+    /// Pulsegate's own SUNSUBSCRIBE from this channel.
+    Ended(Bytes),
+    /// This is its answer, once the session is told everything by every node.
+    Answered(Bytes),
     /// Asks for a refused script's keys, to learn whether it was the node that refused it.
     Proof(Box<Refused>),
 }
@@ -48,6 +52,8 @@ pub(crate) struct Refused {
     pub frame: Bytes,
     /// What was answered.
     pub reply: Bytes,
+    /// Where.
+    pub place: Place,
 }
 
 /// A command that went out in parts.
@@ -83,9 +89,9 @@ impl Joint {
 /// What is sent in the place of a command of which nothing is known to have been applied, whose link was lost.
 pub(crate) fn again(mut command: Command, frame: Bytes) -> Again {
     match command.part() {
-        None | Some(Part::Instead(_) | Part::Proof(_)) => Again::This(command, frame),
+        None | Some(Part::Instead(_) | Part::Proof(_) | Part::Answered(_)) => Again::This(command, frame),
         // The session asks anew by itself.
-        Some(Part::Tuned(_)) => Again::Nothing,
+        Some(Part::Tuned(_) | Part::Ended(_)) => Again::Nothing,
         Some(Part::Of {
             everywhere: false, ..
         }) => Again::This(command, frame),

@@ -102,6 +102,11 @@ impl Pipeline {
         Some(replies)
     }
 
+    /// The newest one's position, whether it is answered or not.
+    pub fn newest(&self) -> Seq {
+        Seq(self.head).plus(self.len).previous()
+    }
+
     /// How many unanswered or kept commands are before `seq`, which is not answered.
     pub fn before(&self, seq: Seq) -> u32 {
         seq.0.wrapping_sub(self.head)

@@ -26,6 +26,7 @@ use std::cell::{Cell, RefCell, RefMut};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::Waker;
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 
@@ -36,7 +37,7 @@ use super::intent::{Change, Intent, Step, Subscription};
 use super::link::{End, Frame, Link, OUT_HIGH};
 use super::part::Part;
 use super::pipeline::{Pipeline, Seq, Turn};
-use super::recover::TxState;
+use super::recover::{Local, TxState};
 use super::split::Written;
 use super::topology::Place;
 use super::upstream::Group;
@@ -87,8 +88,12 @@ struct State {
     intent: Intent,
     /// The session's own link, if it has one; else the shared link that it used last.
     link: Option<Rc<Link>>,
-    /// Its links to nodes that tell of sharded channels.
+    /// Its links to nodes that tell it things.
     ears: Vec<Ear>,
+    /// Channels are not asked for before.
+    ask_after: Option<Instant>,
+    /// What is said unasked once these are answered.
+    late: Vec<(Seq, Bytes)>,
     /// Where its shared links are, as long as its identity stays.
     group: Option<Rc<Group>>,
     /// Commands whose replies have not come: all on its own link, or all on shared ones.
@@ -170,7 +175,10 @@ impl State {
     /// The session's commands that a drain waits for.
     fn in_flight(&self) -> usize {
         match &self.link {
-            Some(link) if !link.is_shared() => link.in_flight(),
+            Some(link) if !link.is_shared() => {
+                let on_ears = self.ears().map(|link| link.in_flight());
+                link.in_flight() + on_ears.sum::<usize>()
+            }
             _ => self.sent.all() as usize,
         }
     }
@@ -240,6 +248,8 @@ impl Session {
                 intent: Intent::default(),
                 link: None,
                 ears: Vec::new(),
+                ask_after: None,
+                late: Vec::new(),
                 group: None,
                 sent: Sent::new(replicas),
                 written: Written::default(),
@@ -498,6 +508,11 @@ impl Session {
         if matches!(command.expect, Expect::Own { .. }) {
             return;
         }
+        if let Some(Part::Proof(refused)) = command.part() {
+            // What would have told whether it was carried out cannot be asked.
+            let unknown = Local::OutcomeUnknown.bytes(st.intent.identity.resp3);
+            return self.answer(st, &refused.command, unknown);
+        }
         if let Some(Part::Of { joint, number, .. }) = command.part() {
             if let Some((whole, joined)) = joint.put(*number, reply) {
                 self.answer(st, &whole, &joined);
@@ -626,7 +641,8 @@ impl Session {
         let st = &mut *state;
         st.dead.get_or_insert(DisconnectReason::Error);
         let link = st.link.take();
-        let ears: Vec<Rc<Link>> = st.take_ears().collect();
+        let ears: Vec<Rc<Link>> = st.ears().cloned().collect();
+        st.ears.clear();
         st.group = None;
         for held in std::mem::take(&mut st.limbo) {
             if let Some(since) = held.since {

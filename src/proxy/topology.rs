@@ -163,10 +163,15 @@ impl Topology {
 
     /// A node has said that a slot is at `place` from now on.
     pub(crate) fn moved(&mut self, slot: u16, place: Place) {
-        self.replicas[place.replica.index()]
-            .moved
-            .insert(slot, place.node);
-        self.version += 1;
+        let moved = &mut self.replicas[place.replica.index()].moved;
+        let known = moved.insert(slot, place.node);
+        self.version += u32::from(known != Some(place.node));
+    }
+
+    /// Whether anything is served there, as far as is known.
+    pub(crate) fn serves(&self, place: Place) -> bool {
+        let of = &self.replicas[place.replica.index()];
+        of.nodes.contains(&place.node) || of.moved.values().any(|node| *node == place.node)
     }
 
     /// Where nodes have said that a slot is, since the layout was read. Asked for only while there is anything of the kind.

@@ -454,9 +454,8 @@ impl Worker {
         if holding {
             return;
         }
-        let places = self.places();
         for link in self.upstream.links() {
-            let elsewhere = link.replica != active || !places.contains(&link.place);
+            let elsewhere = link.replica != active || !self.topology.borrow().serves(link.place);
             if elsewhere && link.is_owned() && link.phase() == Phase::Ready && link.in_flight() == 0 {
                 link.condemn(&End::Abandoned);
             }

@@ -153,3 +153,156 @@ async fn monitor_shows_the_commands_of_all_shards() {
     }
     assert_eq!(lines.len(), 2, "{lines:?}");
 }
+
+/// What comes next that speaks of no key, and all that came before it.
+async fn skip_invalidations(app: &mut App) -> (String, Vec<String>) {
+    let mut told = Vec::new();
+    loop {
+        let said = app.hear().await;
+        if !said.contains("invalidate") {
+            return (said, told);
+        }
+        told.push(said);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_owed_comes_whole_and_is_not_believed_too_long() {
+    let (cluster, plane) = one_replica().await;
+    let (mut app, mut other) = (tracker(&plane, &[]).await, plane.app().await);
+    for key in KEYS {
+        other.ask(&["SET", key, "old"]).await;
+    }
+    other.ask(&["SET", KEYS[2], "slow"]).await;
+    // One node takes its time; what another has answered meanwhile changes before the application sees it.
+    let slow = cluster.owner(slot(KEYS[2].as_bytes())).await;
+    let _: String = cluster.ask(slow, &["CLIENT", "PAUSE", "700", "ALL"]).await;
+    app.say(&["MGET", KEYS[0], KEYS[2]]).await;
+    app.say(&["GET", KEYS[2]]).await;
+    app.say(&["GET", KEYS[1]]).await;
+    app.say(&["PING"]).await;
+    for key in [KEYS[0], KEYS[1]] {
+        other.ask(&["SET", key, "new"]).await;
+    }
+    let mut heard = Vec::new();
+    // What waits for the answer to the first PING comes before that to the second.
+    while heard.last().is_none_or(|last| last != "+PONG\r\n") {
+        heard.push(app.hear().await);
+    }
+    let (_, late) = {
+        app.say(&["PING"]).await;
+        skip_invalidations(&mut app).await
+    };
+    heard.extend(late);
+    let replies = heard
+        .iter()
+        .enumerate()
+        .filter(|(_, frame)| !frame.starts_with('>'));
+    let replies: Vec<_> = replies.collect();
+    assert!(
+        replies[0].1.contains("old"),
+        "nothing was owed for long: {heard:?}"
+    );
+    for (key, (at, reply)) in [(KEYS[0], replies[0]), (KEYS[1], replies[2])] {
+        if reply.contains("old") {
+            let told = heard[at..].contains(&invalidated(key));
+            assert!(told, "{key} is believed for ever: {heard:?}");
+        }
+    }
+    // A long reply is not torn by what others say meanwhile.
+    let big = "v".repeat(9 << 20);
+    other.ask(&["SET", KEYS[1], &big]).await;
+    app.ask(&["SSUBSCRIBE", KEYS[0]]).await;
+    let (reading, writing) = (
+        async {
+            for _ in 0..5 {
+                app.say(&["GET", KEYS[1]]).await;
+                let mut reply = app.hear().await;
+                while reply.len() < 1 << 20 {
+                    reply = app.hear().await;
+                }
+                assert_eq!(reply.len(), bulk(&big).len());
+                assert!(reply == bulk(&big), "the reply is torn");
+            }
+        },
+        async {
+            loop {
+                other.ask(&["SPUBLISH", KEYS[0], "between"]).await;
+                other.ask(&["SET", KEYS[2], "between"]).await;
+            }
+        },
+    );
+    tokio::select! {
+        () = reading => {}
+        () = writing => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_ends_or_changes_something_is_answered_all_that_is_owed() {
+    let (cluster, plane) = one_replica().await;
+    let mut other = plane.app().await;
+    for key in KEYS {
+        other.ask(&["SET", key, "1"]).await;
+    }
+    for node in 0..3 {
+        let user = ["ACL", "SETUSER", "u", "on", ">p", "~*", "&*", "+@all", "-get"];
+        let _: String = cluster.ask(node, &user).await;
+    }
+    // RESET behind reads that other nodes have yet to answer.
+    let mut app = tracker(&plane, &[]).await;
+    for node in 0..3 {
+        let _: String = cluster.ask(node, &["CLIENT", "PAUSE", "200", "ALL"]).await;
+    }
+    for key in KEYS {
+        app.say(&["GET", key]).await;
+    }
+    app.say(&["RESET"]).await;
+    app.say(&["GET", KEYS[0]]).await;
+    for _ in KEYS {
+        assert_eq!(app.hear().await, bulk("1"));
+    }
+    assert_eq!(app.hear().await, "+RESET\r\n");
+    assert_eq!(app.hear().await, bulk("1"));
+    // Another user is another everywhere.
+    let mut app = tracker(&plane, &[]).await;
+    for key in KEYS {
+        assert_eq!(app.ask(&["GET", key]).await, bulk("1"));
+    }
+    app.say(&["AUTH", "u", "p"]).await;
+    for key in KEYS {
+        app.say(&["GET", key]).await;
+    }
+    assert_eq!(skip_invalidations(&mut app).await.0, "+OK\r\n");
+    for key in KEYS {
+        let (reply, _) = skip_invalidations(&mut app).await;
+        assert!(reply.starts_with("-NOPERM"), "{key}: {reply}");
+    }
+    // QUIT behind the same.
+    let mut app = tracker(&plane, &[]).await;
+    for node in 0..3 {
+        let _: String = cluster.ask(node, &["CLIENT", "PAUSE", "200", "ALL"]).await;
+    }
+    for key in KEYS {
+        app.say(&["GET", key]).await;
+    }
+    app.say(&["QUIT"]).await;
+    for _ in KEYS {
+        assert_eq!(app.hear().await, bulk("1"));
+    }
+    assert_eq!(app.hear().await, "+OK\r\n");
+    assert_eq!(app.try_hear(PATIENCE).await, Err("closed".into()));
+    // And an application that only closes its side.
+    let mut app = tracker(&plane, &[]).await;
+    for node in 0..3 {
+        let _: String = cluster.ask(node, &["CLIENT", "PAUSE", "200", "ALL"]).await;
+    }
+    for key in KEYS {
+        app.say(&["GET", key]).await;
+    }
+    app.shut_down().await;
+    for _ in KEYS {
+        assert_eq!(app.hear().await, bulk("1"));
+    }
+    assert_eq!(app.try_hear(PATIENCE).await, Err("closed".into()));
+}

@@ -8,6 +8,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use super::{Entry, Link, Phase};
 use crate::metrics::ErrorCode;
 use crate::proxy::command::{Expect, Must};
+use crate::proxy::part::Part;
 use crate::proxy::pipeline::Seq;
 use crate::proxy::session::{Session, ends_sharded};
 use crate::resp::{Reply, ReplyScan, ReplyScanner, error_code};
@@ -135,8 +136,12 @@ impl Link {
         let next = inner.entries.front().and_then(|entry| entry.special.as_ref());
         next.is_some_and(|command| match command.expect {
             Expect::Own { .. } => true,
-            // No node is sent an application's SUNSUBSCRIBE: it says by itself that a slot has gone.
-            Expect::Confirmations(_) => !(self.worker.is_sharded(self.replica) && ends_sharded(frame)),
+            // A node says by itself that a slot has gone, with its channels.
+            Expect::Confirmations(_) if self.worker.is_sharded(self.replica) => match ends_sharded(frame) {
+                Some(ended) => matches!(command.part(), Some(Part::Ended(channel)) if channel == ended),
+                None => true,
+            },
+            Expect::Confirmations(_) => true,
             _ => false,
         })
     }
@@ -298,7 +303,7 @@ impl Link {
         };
         let one_reply = special
             .as_ref()
-            .is_none_or(|c| matches!(c.expect, Expect::Reply | Expect::Blocking));
+            .is_none_or(|c| c.part().is_none() && matches!(c.expect, Expect::Reply | Expect::Blocking));
         if !one_reply || !session.begin_streaming(seq.plus(commands - left)) {
             return;
         }

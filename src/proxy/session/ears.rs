@@ -6,8 +6,9 @@
 //! and what the nodes do among themselves (a slot that moves takes its subscribers' channels away) is mended and not told.
 //! The commands of a session that tracks keys go over its ears, as a node tells those that have read a key from it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -17,13 +18,19 @@ use super::{Session, State};
 use crate::metrics::Class;
 use crate::proxy::cluster::Redirect;
 use crate::proxy::command::{Command, Expect};
-use crate::proxy::intent::{Identity, Step, Subscription};
+use crate::proxy::intent::{Identity, Subscription};
 use crate::proxy::link::{Frame, Link, Phase};
 use crate::proxy::part::Part;
 use crate::proxy::pipeline::Seq;
 use crate::proxy::topology::Place;
 use crate::replica::ReplicaId;
 use crate::resp::{self, slot};
+
+/// So many frames about changed keys are said again one by one.
+const LATE: usize = 256;
+
+/// Before what was not granted is asked for again.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// A link to one node, and what is heard there.
 #[derive(Debug)]
@@ -35,6 +42,23 @@ pub(super) struct Ear {
     identity: Identity,
     /// It was told of tracking and MONITOR.
     everything: bool,
+    /// Nothing new is said there, and it is closed once all is answered.
+    retired: bool,
+}
+
+impl Ear {
+    /// Whether it is what the session would open now.
+    fn fits(&self, st: &State) -> bool {
+        !self.retired
+            && self.identity == st.intent.identity
+            && self.everything == st.hears_everything_at(self.link.place)
+    }
+
+    /// Whether it may be closed.
+    fn is_spare(&self) -> bool {
+        let in_use = !self.retired && (self.everything || !self.channels.is_empty());
+        !in_use && self.link.phase() == Phase::Ready && self.link.is_idle()
+    }
 }
 
 impl State {
@@ -55,9 +79,50 @@ impl State {
         self.intent.listens_everywhere() && own.is_none_or(|link| link.place != place)
     }
 
-    /// The links of the ears, which are none any more.
-    pub(super) fn take_ears(&mut self) -> impl Iterator<Item = Rc<Link>> + use<> {
-        std::mem::take(&mut self.ears).into_iter().map(|ear| ear.link)
+    /// A channel is not heard there any more; whether it was.
+    pub(super) fn unhear(&mut self, link: &Link, channel: &[u8]) -> bool {
+        self.ear(link).is_some_and(|ear| ear.channels.remove(channel))
+    }
+
+    /// Channels that are heard, and not subscribed to.
+    fn unwanted_channels(&self) -> Vec<(Rc<Link>, Bytes)> {
+        let unwanted = |channel: &&Bytes| !self.intent.is_subscribed_to(Subscription::Shard, channel);
+        let of = |ear: &Ear| {
+            let channels = ear.channels.iter().filter(unwanted);
+            channels
+                .map(|channel| (Rc::clone(&ear.link), channel.clone()))
+                .collect::<Vec<_>>()
+        };
+        self.ears
+            .iter()
+            .filter(|ear| ear.link.is_idle())
+            .flat_map(of)
+            .collect()
+    }
+
+    /// Whether an answer waits for the ears that it promises.
+    fn is_widening(&self) -> bool {
+        self.limbo
+            .iter()
+            .any(|held| matches!(held.command.part(), Some(Part::Answered(_))))
+    }
+
+    /// The links of the ears.
+    pub(super) fn ears(&self) -> impl Iterator<Item = &Rc<Link>> {
+        self.ears.iter().map(|ear| &ear.link)
+    }
+
+    /// Lets go of all ears, as soon as all is answered.
+    pub(super) fn retire_ears(&mut self) {
+        for ear in &mut self.ears {
+            ear.retired = true;
+            ear.channels.clear();
+        }
+    }
+
+    /// Whether a frame may still come on a link that is let go of.
+    pub(super) fn has_retired_ears(&self) -> bool {
+        self.ears.iter().any(|ear| ear.retired)
     }
 }
 
@@ -67,23 +132,22 @@ impl Session {
         self.worker.is_sharded(replica)
     }
 
-    /// Whether the session is to be told things unasked on a link that it does not have.
-    pub(super) fn hears_too_little(&self, st: &State) -> bool {
-        let apart = self
-            .worker
-            .route
-            .get()
-            .is_some_and(|route| self.has_ears_on(route.write));
-        let missing = st.link.as_ref().is_none_or(|link| link.phase() == Phase::Dead);
-        let heard = || st.ears.iter().map(|ear| ear.channels.len()).sum::<usize>();
-        match apart {
-            true => {
-                st.intent.listens_but_to_shards() && missing
-                    || heard() != st.intent.subscribed(Subscription::Shard)
-                    || self.unheard_places(st).next().is_some()
-            }
-            false => st.intent.listens() && missing,
+    /// Whether the session is not told all that it should be, or on links that it should not have.
+    pub(super) fn is_out_of_tune(&self, st: &State) -> bool {
+        if !st.intent.listens() && st.ears.is_empty() {
+            return false;
         }
+        let route = self.worker.route.get();
+        let apart = route.is_some_and(|route| self.has_ears_on(route.write));
+        let missing = !st.has_own_link() || st.link.as_ref().is_none_or(|link| link.phase() == Phase::Dead);
+        if !apart {
+            return st.intent.listens() && missing || !st.ears.is_empty();
+        }
+        let heard: usize = st.ears.iter().map(|ear| ear.channels.len()).sum();
+        st.intent.listens_but_to_shards() && missing
+            || heard != st.intent.subscribed(Subscription::Shard)
+            || st.ears.iter().any(|ear| !ear.fits(st) || ear.is_spare())
+            || self.unheard_places(st).next().is_some()
     }
 
     /// Where an ear is missing that hears everything.
@@ -91,63 +155,131 @@ impl Session {
         let everywhere = st.intent.listens_everywhere();
         let route = self.worker.route.get().filter(|_| everywhere);
         let places = route.map(|route| self.worker.topology.borrow().places(route.write));
-        let heard = |place: &Place| st.ears.iter().any(|ear| ear.link.place == *place);
+        let heard = |place: &Place| {
+            let mut ears = st.ears.iter();
+            ears.any(|ear| !ear.retired && ear.link.place == *place)
+        };
         places
             .into_iter()
             .flatten()
             .filter(move |place| st.hears_everything_at(*place) && !heard(place))
     }
 
-    /// Sees to it that everything is heard where it is said, and that no ear is kept in vain.
-    pub(super) fn tune(self: &Rc<Self>, st: &mut State) {
-        let deaf = st.intent.subscribed(Subscription::Shard) == 0 && !st.intent.listens_everywhere();
-        if deaf && st.ears.is_empty() {
+    /// Whether everything is heard everywhere, as far as the nodes can be had.
+    pub(super) fn hears_everything(self: &Rc<Self>, st: &mut State) -> bool {
+        let places: Vec<Place> = self.unheard_places(st).collect();
+        let missing = places.into_iter().any(|place| {
+            let link = self.ear_at(st, place);
+            link.is_some_and(|link| link.phase() != Phase::Ready)
+        });
+        let ears = st.ears.iter().filter(|ear| ear.everything);
+        !missing && ears.into_iter().all(|ear| ear.link.phase() == Phase::Ready)
+    }
+
+    /// Lets go of ears that are not what the session would open now. Before anything is said there.
+    pub(super) fn retire_unfit_ears(self: &Rc<Self>, st: &mut State) {
+        if st.ears.is_empty() {
             return;
         }
-        let Some(route) = self.worker.route.get().filter(|route| !route.holding) else {
-            return;
-        };
-        let apart = self.has_ears_on(route.write) && st.dead.is_none() && st.closing.is_none();
-        self.keep_ears(st, |st, ear| {
-            let everything = st.hears_everything_at(ear.link.place);
-            apart && ear.identity == st.intent.identity && ear.everything == everything
-        });
-        if apart && self.hears_too_little(st) {
+        let route = self.worker.route.get();
+        let apart = route.is_some_and(|route| self.has_ears_on(route.write));
+        let mut ears = std::mem::take(&mut st.ears);
+        let mut forgets = false;
+        for ear in &mut ears {
+            if !ear.retired && (!apart || !ear.fits(st)) {
+                ear.retired = true;
+                ear.channels.clear();
+                forgets |= ear.everything;
+            }
+        }
+        st.ears = ears;
+        if forgets {
+            self.forget_cache(st);
+        }
+    }
+
+    /// Sees to it that everything is heard where it is said, and that no ear is kept in vain.
+    pub(super) fn tune(self: &Rc<Self>, st: &mut State) {
+        self.retire_unfit_ears(st);
+        let route = self.worker.route.get().filter(|route| !route.holding);
+        let opens = st.dead.is_none() && st.closing.is_none();
+        if let Some(route) = route
+            && opens
+            && self.has_ears_on(route.write)
+            && self.is_out_of_tune(st)
+        {
             let places: Vec<Place> = self.unheard_places(st).collect();
             for place in places {
                 self.ear_at(st, place);
             }
-            self.ask_for_all(st, route.write);
-        }
-        if st.limbo.is_empty() {
-            self.keep_ears(st, |_, ear| {
-                let in_use = ear.everything || !ear.channels.is_empty();
-                in_use || ear.link.phase() != Phase::Ready || !ear.link.is_idle()
-            });
-        }
-    }
-
-    fn keep_ears(&self, st: &mut State, keep: impl Fn(&State, &Ear) -> bool) {
-        let (kept, others): (Vec<Ear>, Vec<Ear>) = std::mem::take(&mut st.ears)
-            .into_iter()
-            .partition(|ear| keep(st, ear));
-        st.ears = kept;
-        for ear in others {
-            if ear.everything {
-                self.forget_cache(st);
+            if st.ask_after.is_none_or(|moment| self.worker.now() >= moment) {
+                self.ask_for_all(st, route.write);
             }
-            self.worker.condemn_later(Some(ear.link));
         }
+        let waits = !st.limbo.is_empty();
+        st.ears.retain(|ear| {
+            // What waits may be for an ear that has nothing yet.
+            let closes = ear.is_spare() && (ear.retired || !waits);
+            if closes {
+                self.worker.condemn_later(Some(Rc::clone(&ear.link)));
+            }
+            !closes
+        });
     }
 
     /// A connection that the replica would have told of changed keys is no more.
-    pub(super) fn forget_cache(&self, st: &mut State) {
-        self.put(st, st.intent.invalidation());
+    pub(super) fn forget_cache(self: &Rc<Self>, st: &mut State) {
+        let words = st.intent.invalidation();
+        self.tell(st, words);
+        self.touch();
+    }
+
+    /// Passes on what answers no command. A reply that is passed on in pieces is not torn; and what is said of changed keys is
+    /// said again after the replies that were owed then: one of them may hold what has changed.
+    pub(super) fn tell(self: &Rc<Self>, st: &mut State, frame: &[u8]) {
+        if frame.is_empty() {
+            return;
+        }
+        if st.streaming.is_some() {
+            st.late
+                .push((st.pipeline.newest(), Bytes::copy_from_slice(frame)));
+            return;
+        }
+        self.put(st, frame);
+        if st.intent.tracks() && !st.pipeline.is_empty() && words(frame).next() == Some(b"invalidate") {
+            st.late
+                .push((st.pipeline.newest(), Bytes::copy_from_slice(frame)));
+        }
+        if st.late.len() > LATE {
+            // Of so many, all may as well be forgotten.
+            let all = Bytes::from_static(st.intent.invalidation());
+            let is_of_keys = |frame: &Bytes| words(frame).next() == Some(b"invalidate");
+            st.late.retain(|(_, frame)| !is_of_keys(frame));
+            st.late.push((st.pipeline.newest(), all));
+        }
+    }
+
+    /// Says what had to wait for replies.
+    pub(super) fn tell_late(&self, st: &mut State) {
+        if st.late.is_empty() || st.streaming.is_some() {
+            return;
+        }
+        let late = std::mem::take(&mut st.late);
+        for (after, frame) in late {
+            if st.pipeline.is_answered(after) {
+                self.put(st, &frame);
+            } else {
+                st.late.push((after, frame));
+            }
+        }
     }
 
     /// Asks for every channel that is not heard, where the links are ready.
     fn ask_for_all(self: &Rc<Self>, st: &mut State, replica: ReplicaId) {
         let wanted: Vec<Bytes> = st.intent.sharded_channels().cloned().collect();
+        for (link, channel) in st.unwanted_channels() {
+            self.end(st, &link, &channel);
+        }
         for channel in wanted {
             if st.ears.iter().any(|ear| ear.channels.contains(&channel)) {
                 continue;
@@ -155,38 +287,45 @@ impl Session {
             if let Some(place) = self.place_of_channel(replica, &channel)
                 && let Some(link) = self.ear_at(st, place).filter(|link| link.takes_commands())
             {
-                self.ask_for(st, &link, channel);
+                self.ask_for(st, &link, &channel);
             }
         }
     }
 
     /// Subscribes to a channel that the application has subscribed to before.
-    fn ask_for(self: &Rc<Self>, st: &mut State, link: &Rc<Link>, channel: Bytes) {
-        let frame = resp::encode_command(&[b"SSUBSCRIBE", &channel]);
+    fn ask_for(self: &Rc<Self>, st: &mut State, link: &Rc<Link>, channel: &Bytes) {
+        if let Some(ear) = st.ear(link) {
+            ear.channels.insert(channel.clone());
+        }
+        self.say(st, link, b"SSUBSCRIBE", channel, Part::Tuned(channel.clone()));
+    }
+
+    /// Ends a subscription. Until that is confirmed, the channel is one of the ear's.
+    fn end(self: &Rc<Self>, st: &mut State, link: &Rc<Link>, channel: &Bytes) {
+        self.say(st, link, b"SUNSUBSCRIBE", channel, Part::Ended(channel.clone()));
+    }
+
+    fn say(self: &Rc<Self>, st: &mut State, link: &Rc<Link>, what: &[u8], channel: &[u8], part: Part) {
+        let frame = resp::encode_command(&[what, channel]);
         let mut command = Command {
             class: Class::Other,
             expect: Expect::Confirmations(1),
             ..Command::plain(Seq::NONE, true)
         };
-        command.aside().part = Some(Part::Tuned(channel.clone()));
-        if let Some(ear) = st.ear(link) {
-            ear.channels.insert(channel);
-        }
+        command.aside().part = Some(part);
         st.sent.add(link.replica);
         link.append(self, command, Frame::Borrowed(&frame));
     }
 
-    /// The answer to that has come.
+    /// The answer to a subscription of Pulsegate's own has come.
     pub(super) fn tuned(self: &Rc<Self>, st: &mut State, link: &Link, channel: &Bytes, reply: &[u8]) {
         let Some(code) = resp::error_code(reply) else {
             return;
         };
-        if let Some(ear) = st.ear(link) {
-            ear.channels.remove(channel);
-        }
+        st.unhear(link, channel);
         match code {
             b"NOPERM" | b"NOAUTH" => self.pass_refusal(st, reply),
-            _ => self.tune_later(link.replica),
+            _ => self.tune_later(st, link.replica),
         }
     }
 
@@ -200,18 +339,17 @@ impl Session {
         let mut state = self.state.borrow_mut();
         let st = &mut *state;
         st.sent.take(link.replica, 1);
-        if let Some(ear) = st.ear(link) {
-            ear.channels.remove(channel);
-        }
+        st.unhear(link, channel);
         if let Some(redirect) = redirect
             && let Some(place) = self.place_of(link, redirect)
         {
             self.worker.topology.borrow_mut().moved(redirect.slot, place);
         }
-        self.tune_later(link.replica);
+        self.tune_later(st, link.replica);
     }
 
-    fn tune_later(self: &Rc<Self>, replica: ReplicaId) {
+    fn tune_later(self: &Rc<Self>, st: &mut State, replica: ReplicaId) {
+        st.ask_after = Some(self.worker.now() + PAUSE);
         self.worker.ask_layout(replica);
         self.worker.wait_quietly(self);
     }
@@ -227,8 +365,9 @@ impl Session {
 
     /// The link of the ear to a place. `None`: none can be had now.
     pub(super) fn ear_at(self: &Rc<Self>, st: &mut State, place: Place) -> Option<Rc<Link>> {
-        if let Some(ear) = st.ears.iter().find(|ear| ear.link.place == place) {
-            return Some(Rc::clone(&ear.link));
+        let known = st.ears.iter().find(|ear| ear.link.place == place && !ear.retired);
+        if let Some(ear) = known {
+            return ear.fits(st).then(|| Rc::clone(&ear.link));
         }
         let upstream = &self.worker.upstream;
         let everything = st.hears_everything_at(place);
@@ -239,6 +378,7 @@ impl Session {
             channels: BTreeSet::new(),
             identity: intent.identity,
             everything,
+            retired: false,
         });
         Some(link)
     }
@@ -264,25 +404,36 @@ impl Session {
         }
     }
 
-    /// Carries the application's SUNSUBSCRIBE out; the confirmations.
-    pub(super) fn sunsubscribe(self: &Rc<Self>, st: &mut State, frame: &[u8]) -> Bytes {
+    /// Carries the application's SUNSUBSCRIBE out; the confirmations. `None`: the nodes have been told, and have yet to confirm.
+    pub(super) fn sunsubscribe(self: &Rc<Self>, st: &mut State, frame: &[u8]) -> Option<Bytes> {
         let mut channels: Vec<Bytes> = resp::args(frame).skip(1).map(Bytes::copy_from_slice).collect();
         if channels.is_empty() {
             channels.extend(st.intent.sharded_channels().cloned());
         }
+        let heard = |channel: &Bytes| {
+            let ear = st.ears.iter().find(|ear| ear.channels.contains(channel))?;
+            Some((Rc::clone(&ear.link), channel.clone()))
+        };
+        let heard: BTreeMap<Bytes, Rc<Link>> = channels
+            .iter()
+            .filter_map(heard)
+            .map(|(link, channel)| (channel, link))
+            .collect();
+        if !heard.is_empty() {
+            for (channel, link) in heard {
+                self.end(st, &link, &channel);
+            }
+            return None;
+        }
         let mut confirmations = Vec::new();
         for channel in &channels {
             st.intent.subscription(Subscription::Shard, channel, false);
-            if let Some(ear) = st.ears.iter_mut().find(|ear| ear.channels.contains(channel)) {
-                ear.channels.remove(channel);
-                ear.link.say(vec![Step::may(&[b"SUNSUBSCRIBE", channel])]);
-            }
             confirm(&mut confirmations, st, Some(channel));
         }
         if channels.is_empty() {
             confirm(&mut confirmations, st, None);
         }
-        confirmations.into()
+        Some(confirmations.into())
     }
 
     /// A node has confirmed an SSUBSCRIBE of the application's; the confirmation as the application gets it. `None`: as it is.
@@ -311,16 +462,18 @@ impl Session {
         let mut words = words(frame);
         let (word, channel) = (words.next(), words.next().unwrap_or_default());
         match word {
-            // From a connection that has not heard yet of the end of the subscription.
-            Some(b"smessage") => st.intent.is_subscribed_to(Subscription::Shard, channel),
+            // Once, and not from a connection that is let go of.
+            Some(b"smessage") => st.ear(link).is_some_and(|ear| ear.channels.contains(channel)),
             // The slot has left the node.
             Some(b"sunsubscribe") => {
-                if st.ear(link).is_some_and(|ear| ear.channels.remove(channel)) {
-                    self.tune_later(link.replica);
+                if st.unhear(link, channel) {
+                    self.tune_later(st, link.replica);
                 }
                 false
             }
-            _ => true,
+            Some(b"invalidate") => st.intent.tracks(),
+            // MONITOR is not answered yet, or over.
+            _ => !frame.starts_with(b"+") || st.intent.monitors() && !st.is_widening(),
         }
     }
 }

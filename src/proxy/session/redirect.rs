@@ -45,7 +45,7 @@ impl Session {
         reply: &[u8],
     ) -> Option<(Command, Bytes)> {
         let redirect = Redirect::parse(reply);
-        if let Some(Part::Tuned(channel)) = command.part() {
+        if let Some(Part::Tuned(channel) | Part::Ended(channel)) = command.part() {
             self.tuned_elsewhere(link, channel, redirect.as_ref());
             return None;
         }
@@ -129,6 +129,7 @@ impl Session {
             command,
             frame,
             reply,
+            place: link.place,
         };
         proof.aside().part = Some(Part::Proof(Box::new(refused)));
         self.put_off(link, proof, asks, None);

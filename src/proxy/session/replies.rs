@@ -10,6 +10,7 @@ use crate::metrics::DisconnectReason;
 use crate::proxy::command::{Command, Expect, ReplyMode, Tx};
 use crate::proxy::intent::{Change, Intent, Subscription};
 use crate::proxy::link::{Link, OUT_HIGH};
+use crate::proxy::part::Part;
 use crate::proxy::pipeline::{Seq, Turn};
 use crate::proxy::recover::TxState;
 use crate::resp::{self, Reply, ReplyScan, ReplyScanner};
@@ -69,6 +70,10 @@ impl Session {
         }
         let mut told = None;
         let change = command.take_change();
+        let widens = matches!(
+            change.as_deref(),
+            Some(Change::Tracking(Some(_)) | Change::Monitor)
+        );
         match command.tx {
             Tx::Exec => self.execute(st, link, reply, frame),
             Tx::Discard if !reply.is_error() => forget_queued(st),
@@ -106,6 +111,13 @@ impl Session {
                 }
             }
         }
+        if widens && !inside && !reply.is_error() && self.has_ears_on(link.replica) {
+            // Every node tells it from here on: that takes connections which are not there yet.
+            command.pins = false;
+            command.aside().part = Some(Part::Answered(Bytes::copy_from_slice(frame)));
+            self.put_back(st, command, Bytes::new(), None);
+            return self.answered(state, link);
+        }
         match st.pipeline.complete(command.seq, 1) {
             Turn::Now => {
                 if told.unwrap_or(!skipped && !st.muted) {
@@ -133,11 +145,14 @@ impl Session {
             st.paused = false;
             self.wake();
         }
-        let waits = !st.limbo.is_empty() || st.intent.listens() && self.hears_too_little(st);
+        self.tell_late(st);
+        let (waits, untuned) = (!st.limbo.is_empty(), self.is_out_of_tune(st));
         drop(state);
         self.touch();
-        if waits {
+        if waits || untuned {
             self.worker.wait(self);
+        }
+        if waits {
             self.worker.kick();
         }
     }
@@ -162,10 +177,13 @@ impl Session {
             b'*' => {
                 let state = self.state.borrow();
                 !state.intent.identity.resp3
-                    && state.intent.is_subscribed()
+                    && (state.intent.is_subscribed() || state.has_retired_ears())
                     && (is_message(frame) || !awaits_confirmation && is_confirmation(frame))
             }
-            b'+' => frame.get(1).is_some_and(u8::is_ascii_digit) && self.state.borrow().intent.monitors(),
+            b'+' if frame.get(1).is_some_and(u8::is_ascii_digit) => {
+                let state = self.state.borrow();
+                state.intent.monitors() || state.has_retired_ears()
+            }
             _ => false,
         }
     }
@@ -177,7 +195,7 @@ impl Session {
             return;
         }
         confirm(&mut state.intent, frame);
-        self.write(&mut state, frame);
+        self.tell(&mut state, frame);
         drop(state);
         self.touch();
     }
@@ -314,6 +332,7 @@ impl Session {
         {
             // It had stopped reading.
             link.wake();
+            st.ears().for_each(|link| link.wake());
         }
         if st.out.is_empty() && st.out.capacity() > 0 {
             self.worker.give_buffer(std::mem::take(&mut st.out));
@@ -359,9 +378,7 @@ impl Session {
             }
             Change::Reset => {
                 (st.muted, st.skip_next) = (false, false);
-                for ear in st.take_ears() {
-                    self.worker.condemn_later(Some(ear));
-                }
+                st.retire_ears();
                 st.tainted |= st.intent.may_outlive_reset();
                 forget_queued(st);
             }
@@ -463,9 +480,13 @@ pub(super) fn subscription(word: &[u8]) -> Option<(Subscription, bool)> {
     })
 }
 
-/// Whether a frame says that a sharded channel is not heard any more.
-pub(crate) fn ends_sharded(frame: &[u8]) -> bool {
-    words(frame).next() == Some(b"sunsubscribe")
+/// The sharded channel that is not heard any more, if that is what a frame says.
+pub(crate) fn ends_sharded(frame: &[u8]) -> Option<&[u8]> {
+    let mut words = words(frame);
+    words
+        .next()
+        .filter(|word| *word == b"sunsubscribe")
+        .and(words.next())
 }
 
 fn is_confirmation(frame: &[u8]) -> bool {

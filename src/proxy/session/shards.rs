@@ -69,6 +69,8 @@ enum Way {
     Ear(Place),
     /// To no node: each ear gives up what is its own.
     Sunsubscribe,
+    /// Nowhere: this is the answer, once every node tells the session everything.
+    WhenAllTell(Bytes),
     /// One step of SCAN.
     Scan(Place, ScanStep),
     /// To one place after another; so many were asked before.
@@ -106,6 +108,7 @@ impl Session {
         let mut sent = 0;
         let mut state = self.state.borrow_mut();
         let st = &mut *state;
+        self.retire_unfit_ears(st);
         while st.dead.is_none() {
             let Some(mut held) = st.limbo.pop_front() else {
                 self.listen(st);
@@ -220,8 +223,16 @@ impl Session {
             Way::Ear(place) => self.send_to_ear(st, place, command, frame),
             Way::Sunsubscribe if st.sent.all() > 0 => Err(Waits::new(command, frame)),
             Way::Sunsubscribe => {
-                let confirmations = self.sunsubscribe(st, frame.bytes());
+                let Some(confirmations) = self.sunsubscribe(st, frame.bytes()) else {
+                    return Err(Waits::new(command, frame));
+                };
                 self.answer(st, &command, &confirmations);
+                self.worker.touch(self);
+                Ok(())
+            }
+            Way::WhenAllTell(_) if !self.hears_everything(st) => Err(Waits::new(command, frame)),
+            Way::WhenAllTell(reply) => {
+                self.answer(st, &command, &reply);
                 self.worker.touch(self);
                 Ok(())
             }
@@ -260,6 +271,9 @@ impl Session {
 
     /// Where a command goes if it goes to the replica `to`.
     fn way(&self, st: &State, to: ReplicaId, command: &Command, frame: &[u8], seen: Option<Seen>) -> Way {
+        if let Some(Part::Answered(reply)) = command.part() {
+            return Way::WhenAllTell(reply.clone());
+        }
         let detour = command.detour().and_then(|detour| detour.place);
         let detour = detour.filter(|place| place.replica == to);
         let topology = self.worker.topology.borrow();
@@ -578,12 +592,17 @@ impl Session {
         mut command: Command,
         frame: &[u8],
     ) {
-        if let Some(refused) = command.take_refused() {
+        match command.part() {
             // The node takes its keys: the script said so itself.
-            return self.answer(st, &refused.command, &refused.reply);
-        }
-        if let Some(Part::Tuned(channel)) = command.part() {
-            return self.tuned(st, link, channel, frame);
+            Some(Part::Proof(refused)) if refused.place == link.place => {
+                return self.answer(st, &refused.command, &refused.reply);
+            }
+            Some(Part::Tuned(channel)) => return self.tuned(st, link, channel, frame),
+            Some(Part::Ended(channel)) => {
+                st.unhear(link, channel);
+                return;
+            }
+            _ => {}
         }
         if let Some(change) = command.take_change()
             && !frame.starts_with(b"-")

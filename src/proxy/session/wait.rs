@@ -126,7 +126,8 @@ impl Session {
         let mut sent = 0;
         let mut state = self.state.borrow_mut();
         let st = &mut *state;
-        if self.worker.sharded.get() || st.limbo.front().is_some_and(|front| front.command.opens()) {
+        let of_shards = |command: &Command| command.opens() || command.part().is_some();
+        if self.worker.sharded.get() || st.limbo.front().is_some_and(|front| of_shards(&front.command)) {
             drop(state);
             return self.advance_sharded();
         }
@@ -364,7 +365,7 @@ impl Session {
     /// has none.
     pub(crate) fn lacks_link(&self) -> bool {
         let state = self.state.borrow();
-        state.dead.is_none() && state.closing.is_none() && self.hears_too_little(&state)
+        state.dead.is_none() && state.closing.is_none() && self.is_out_of_tune(&state)
     }
 
     /// A link is gone; `given` are this session's unanswered commands on it, in order.
@@ -373,14 +374,15 @@ impl Session {
         let st = &mut *state;
         let is_current = st.link.as_ref().is_some_and(|current| Rc::ptr_eq(current, link));
         let ear = st.loses_ear(link);
-        if !is_current && !link.is_shared() && !ear {
+        let beside = !is_current && !link.is_shared();
+        if beside && !ear && given.is_empty() {
             return;
         }
         if is_current {
             st.link = None;
         }
         // Nothing that the session had on the connection is lost with one beside its own.
-        let apart = ear || st.has_own_link();
+        let apart = beside || st.has_own_link();
         st.sent.take(link.replica, given.len() as u32);
         if !apart {
             st.spoiling = false;
@@ -450,7 +452,7 @@ impl Session {
     }
 
     /// What there was on a connection is no more.
-    fn lose_connection(&self, st: &mut State, link: &Link) {
+    fn lose_connection(self: &Rc<Self>, st: &mut State, link: &Link) {
         (st.tx_sent, st.tx_answered) = Default::default();
         st.keyless = None;
         super::replies::forget_queued(st);
