@@ -45,7 +45,7 @@ use super::worker::{Current, Worker};
 use crate::config::UpstreamMode;
 use crate::metrics::{DisconnectReason, HoldEnd, SessionKind};
 use crate::resp::{self, Request};
-use ears::Ear;
+use ears::{Ear, Late};
 pub(crate) use replies::ends_sharded;
 use sent::Sent;
 use shards::{Seen, Waits};
@@ -92,8 +92,9 @@ struct State {
     ears: Vec<Ear>,
     /// Channels are not asked for before.
     ask_after: Option<Instant>,
-    /// What is said unasked once these are answered.
-    late: Vec<(Seq, Bytes)>,
+    /// What is said unasked once something is answered, and bytes of it that have not been said at all.
+    late: Vec<Late>,
+    late_bytes: usize,
     /// Where its shared links are, as long as its identity stays.
     group: Option<Rc<Group>>,
     /// Commands whose replies have not come: all on its own link, or all on shared ones.
@@ -250,6 +251,7 @@ impl Session {
                 ears: Vec::new(),
                 ask_after: None,
                 late: Vec::new(),
+                late_bytes: 0,
                 group: None,
                 sent: Sent::new(replicas),
                 written: Written::default(),

@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::replies::words;
+use super::replies::{UNASKED, words};
 use super::shards::Waits;
 use super::{Session, State};
-use crate::metrics::Class;
+use crate::metrics::{Class, DisconnectReason};
 use crate::proxy::cluster::Redirect;
 use crate::proxy::command::{Command, Expect};
 use crate::proxy::intent::{Identity, Subscription};
@@ -28,6 +28,15 @@ use crate::resp::{self, slot};
 
 /// So many frames about changed keys are said again one by one.
 const LATE: usize = 256;
+
+/// What is said unasked, once this command is answered.
+#[derive(Debug)]
+pub(super) struct Late {
+    after: Seq,
+    frame: Bytes,
+    /// It has been said already.
+    again: bool,
+}
 
 /// Before what was not granted is asked for again.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -230,46 +239,64 @@ impl Session {
     /// A connection that the replica would have told of changed keys is no more.
     pub(super) fn forget_cache(self: &Rc<Self>, st: &mut State) {
         let words = st.intent.invalidation();
-        self.tell(st, words);
-        self.touch();
+        if !words.is_empty() {
+            self.tell(st, words);
+            self.touch();
+        }
     }
 
-    /// Passes on what answers no command. A reply that is passed on in pieces is not torn; and what is said of changed keys is
-    /// said again after the replies that were owed then: one of them may hold what has changed.
+    /// Passes on what answers no command. A reply that is passed on in pieces is not torn; and what one of several links says of
+    /// changed keys is said again after the replies that were owed then: one of them may hold what has changed.
     pub(super) fn tell(self: &Rc<Self>, st: &mut State, frame: &[u8]) {
-        if frame.is_empty() {
-            return;
-        }
-        if st.streaming.is_some() {
-            st.late
-                .push((st.pipeline.newest(), Bytes::copy_from_slice(frame)));
+        if let Some(seq) = st.streaming {
+            st.late_bytes += frame.len();
+            st.late.push(Late {
+                after: seq,
+                frame: Bytes::copy_from_slice(frame),
+                again: false,
+            });
+            if st.late_bytes > UNASKED {
+                st.dead = Some(DisconnectReason::OutputLimit);
+                self.wake();
+            }
             return;
         }
         self.put(st, frame);
-        if st.intent.tracks() && !st.pipeline.is_empty() && words(frame).next() == Some(b"invalidate") {
-            st.late
-                .push((st.pipeline.newest(), Bytes::copy_from_slice(frame)));
+        let of_keys = !st.ears.is_empty() && st.intent.tracks() && is_of_keys(frame);
+        if !of_keys || st.pipeline.is_empty() {
+            return;
         }
-        if st.late.len() > LATE {
+        let again = |frame| Late {
+            after: st.pipeline.newest(),
+            frame,
+            again: true,
+        };
+        if st.late.len() < LATE {
+            st.late.push(again(Bytes::copy_from_slice(frame)));
+        } else {
             // Of so many, all may as well be forgotten.
-            let all = Bytes::from_static(st.intent.invalidation());
-            let is_of_keys = |frame: &Bytes| words(frame).next() == Some(b"invalidate");
-            st.late.retain(|(_, frame)| !is_of_keys(frame));
-            st.late.push((st.pipeline.newest(), all));
+            let all = again(Bytes::from_static(st.intent.invalidation()));
+            st.late.retain(|late| !late.again);
+            st.late.push(all);
         }
     }
 
     /// Says what had to wait for replies.
-    pub(super) fn tell_late(&self, st: &mut State) {
+    pub(super) fn tell_late(self: &Rc<Self>, st: &mut State) {
         if st.late.is_empty() || st.streaming.is_some() {
             return;
         }
-        let late = std::mem::take(&mut st.late);
-        for (after, frame) in late {
-            if st.pipeline.is_answered(after) {
+        let (due, rest) = std::mem::take(&mut st.late)
+            .into_iter()
+            .partition(|late| st.pipeline.is_answered(late.after));
+        st.late = rest;
+        let due: Vec<Late> = due;
+        for Late { frame, again, .. } in due {
+            if again {
                 self.put(st, &frame);
             } else {
-                st.late.push((after, frame));
+                st.late_bytes -= frame.len();
+                self.tell(st, &frame);
             }
         }
     }
@@ -476,6 +503,11 @@ impl Session {
             _ => !frame.starts_with(b"+") || st.intent.monitors() && !st.is_widening(),
         }
     }
+}
+
+/// Whether a frame speaks of changed keys.
+fn is_of_keys(frame: &[u8]) -> bool {
+    words(frame).next() == Some(b"invalidate")
 }
 
 /// As a server words it.

@@ -16,7 +16,7 @@ use crate::proxy::recover::TxState;
 use crate::resp::{self, Reply, ReplyScan, ReplyScanner};
 
 /// Most bytes that wait for an application which is told things unasked, as Redis has it for subscribers.
-const UNASKED: usize = 32 * 1024 * 1024;
+pub(super) const UNASKED: usize = 32 * 1024 * 1024;
 
 impl Session {
     /// The replies to `n` plain commands from `seq` on, which lie side by side in `bytes`.
