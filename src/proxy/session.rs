@@ -21,6 +21,7 @@ mod replies;
 mod sent;
 mod shards;
 mod wait;
+mod words;
 
 use std::cell::{Cell, RefCell, RefMut};
 use std::collections::VecDeque;
@@ -49,6 +50,7 @@ use ears::{Ear, Late};
 pub(crate) use replies::ends_sharded;
 use sent::Sent;
 use shards::{Seen, Waits};
+use words::{is_caching, is_wait, too_much_for_a_stranger};
 
 /// Commands and bytes that one session may have waiting before it stops reading.
 const LIMBO_HIGH: (usize, usize) = (1024, 1024 * 1024);
@@ -672,31 +674,4 @@ impl Session {
             link.condemn(&End::Released);
         }
     }
-}
-
-fn is_caching(frame: &[u8]) -> bool {
-    let mut words = resp::args(frame);
-    let mut next_is = |word: &[u8]| words.next().is_some_and(|w| w.eq_ignore_ascii_case(word));
-    next_is(b"CLIENT") && next_is(b"CACHING")
-}
-
-fn is_wait(frame: &[u8]) -> bool {
-    let name = resp::args(frame).next().unwrap_or_default();
-    name.eq_ignore_ascii_case(b"WAIT") || name.eq_ignore_ascii_case(b"WAITAOF")
-}
-
-/// How a server refuses, before it hangs up, what nobody says who means to log in. On a link that many share it must not
-/// come to that.
-fn too_much_for_a_stranger(frame: &[u8]) -> Option<&'static [u8]> {
-    const WORDS: usize = 10;
-    const BYTES: usize = 16 * 1024;
-    for (n, word) in resp::args(frame).enumerate() {
-        if n >= WORDS {
-            return Some(b"-ERR Protocol error: unauthenticated multibulk length\r\n");
-        }
-        if word.len() > BYTES {
-            return Some(b"-ERR Protocol error: unauthenticated bulk length\r\n");
-        }
-    }
-    None
 }

@@ -30,8 +30,14 @@ async fn a_standby_that_is_promoted_is_found_and_nothing_is_lost() {
         assert_eq!(app.ask(&["INCR", key]).await, ":1\r\n");
         assert!(listener.ask(&["SSUBSCRIBE", key]).await.contains("ssubscribe"));
     }
-    // The standby has what was written.
-    assert_eq!(cluster.ask::<usize>(lost, &["WAIT", "1", "5000"]).await, 1);
+    // The standby has what was written: WAIT speaks of its own connection's writes, and of all before them.
+    let mut direct = cluster.nodes[lost].connect().await;
+    let tagged = format!("{{{}}}", KEYS[1]);
+    let mut both = redis::pipe();
+    both.cmd("SET").arg(tagged).arg(1).ignore();
+    both.cmd("WAIT").arg(1).arg(5000);
+    let (there,): (usize,) = both.query_async(&mut direct).await.unwrap();
+    assert_eq!(there, 1);
     cluster.nodes[lost].kill();
     let began = now();
     app.say(&["INCR", KEYS[1]]).await;

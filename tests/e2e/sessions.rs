@@ -111,9 +111,17 @@ mod kind {
             let slow = "local t = redis.call('TIME') local function ms() local n = redis.call('TIME') \
                         return (n[1] - t[1]) * 1000 + (n[2] - t[2]) / 1000 end while ms() < 300 do end \
                         return redis.call('INCR', 'n')";
-            for words in [&["MULTI"][..], &["EVAL", slow, "0"], &["EXEC"]] {
-                app.say(words).await;
+            // With a connection at hand, and in one go: a move may begin between any two reads.
+            app.send(b"WATCH n\r\nUNWATCH\r\n").await;
+            for _ in 0..2 {
+                assert_eq!(app.hear().await, "+OK\r\n");
             }
+            let transaction = [
+                &[&b"MULTI"[..]][..],
+                &[b"EVAL", slow.as_bytes(), b"0"],
+                &[b"EXEC"],
+            ];
+            app.send(&transaction.map(pulsegate::resp::encode_command).concat()).await;
             world.switch().await;
             for reply in ["+OK\r\n", "+QUEUED\r\n", "*1\r\n:1\r\n"] {
                 assert_eq!(app.hear().await, reply);
