@@ -121,7 +121,8 @@ mod kind {
                 &[b"EVAL", slow.as_bytes(), b"0"],
                 &[b"EXEC"],
             ];
-            app.send(&transaction.map(pulsegate::resp::encode_command).concat()).await;
+            app.send(&transaction.map(pulsegate::resp::encode_command).concat())
+                .await;
             world.switch().await;
             for reply in ["+OK\r\n", "+QUEUED\r\n", "*1\r\n:1\r\n"] {
                 assert_eq!(app.hear().await, reply);
