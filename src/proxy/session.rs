@@ -514,6 +514,7 @@ impl Session {
         }
         if let Some(Part::Proof(refused)) = command.part() {
             // What would have told whether it was carried out cannot be asked.
+            self.worker.metrics.unknown_outcome.inc();
             let unknown = Local::OutcomeUnknown.bytes(st.intent.identity.resp3);
             return self.answer(st, &refused.command, unknown);
         }

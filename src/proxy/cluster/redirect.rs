@@ -83,12 +83,6 @@ pub fn is_cluster_down(reply: &[u8]) -> bool {
     error_code(reply) == Some(b"CLUSTERDOWN")
 }
 
-/// Whether a reply says that some keys of the command are here and others on their way elsewhere: to be sent again, to the
-/// same node, after a moment.
-pub fn is_try_again(reply: &[u8]) -> bool {
-    error_code(reply) == Some(b"TRYAGAIN")
-}
-
 /// Digits only: no sign, no blank.
 fn number(text: &str) -> Option<u16> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -168,10 +162,6 @@ mod tests {
         }
         assert_eq!(parse(&format!("MOVED 1 {}:1", "a".repeat(HOST_MAX + 1))), None);
         assert_eq!(Redirect::parse(b"+MOVED 1 host:1\r\n"), None, "no error");
-        assert!(is_try_again(
-            b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n"
-        ));
-        assert!(!is_try_again(b"+TRYAGAIN\r\n"));
         assert!(is_cluster_down(b"-CLUSTERDOWN The cluster is down\r\n"));
         assert!(!is_cluster_down(b"$11\r\nCLUSTERDOWN\r\n"));
     }

@@ -181,8 +181,8 @@ impl Session {
             let link = self.ear_at(st, place);
             link.is_some_and(|link| link.phase() != Phase::Ready)
         });
-        let ears = st.ears.iter().filter(|ear| ear.everything);
-        !missing && ears.into_iter().all(|ear| ear.link.phase() == Phase::Ready)
+        let mut ears = st.ears.iter().filter(|ear| ear.everything && !ear.retired);
+        !missing && ears.all(|ear| ear.link.phase() == Phase::Ready)
     }
 
     /// Lets go of ears that are not what the session would open now. Before anything is said there.
